@@ -35,7 +35,7 @@ lab: $(READY) ## open JupyterLab on the start page
 	JUPYTERLAB_SETTINGS_DIR=$(CURDIR)/.jupyter $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 labs: $(READY) ## every lab cold: seconds, peak memory, checks
-	$(BIN)/python scripts/run_labs.py --table
+	$(BIN)/python scripts/run_labs.py --cold
 
 docs: $(READY) ## the site, in _docs/
 	$(BIN)/python scripts/build_docs.py --force
@@ -48,6 +48,9 @@ bench: $(READY) ## every benchmark that needs no GPU
 
 bench-gpu: $(READY) ## the benchmarks that need one
 	$(BIN)/python scripts/run_benchmarks.py gpu
+
+lock: $(READY) ## pin what .venv has now
+	$(BIN)/python scripts/make_lock.py
 
 clean: ## remove what was built; keeps .venv and runs/
 	rm -rf _docs _proc .cache build *.egg-info

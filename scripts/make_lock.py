@@ -1,0 +1,14 @@
+"Write requirements.lock: every distribution of this environment, pinned, but the project itself and what is installed without its dependencies"
+import importlib.metadata as md, re
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[1]
+apart = {'labkit', 'pip'} | {re.split('[=<>]', l)[0] for l in (root/'requirements-model.lock').read_text().split()}
+head = '# Every package of the project\'s environment, pinned; made by `make lock`.\n# No hashes: torch comes as a CPU or a CUDA build, as the machine offers it.\n'
+
+def pins() -> list[str]:
+    found = {d.metadata['Name'].lower().replace('_', '-'): d.version.split('+')[0] for d in md.distributions()}
+    return [f'{n}=={v}' for n, v in sorted(found.items()) if n not in apart]
+
+if __name__ == '__main__':
+    (root/'requirements.lock').write_text(head + '\n'.join(pins()) + '\n')

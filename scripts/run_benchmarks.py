@@ -1,0 +1,19 @@
+"Run every benchmark of a kind (cpu or gpu: the ending of its name) and print one line each"
+import json, subprocess, sys
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[1]
+
+def line(script: Path) -> tuple[bool, str]:
+    "Whether the claim holds, and the line to print; a benchmark's last line is one JSON object"
+    p = subprocess.run([sys.executable, script], cwd=root, stdout=subprocess.PIPE, text=True)
+    if p.returncode: return False, f'{script.name}: failed with exit status {p.returncode}'
+    r = json.loads(p.stdout.strip().splitlines()[-1])
+    return r['holds'], f"{script.name}: {r['claim']}: {r['value']:.3g} {r['unit']} (bar {r['bar']}): {'holds' if r['holds'] else 'MISSED'}"
+
+if __name__ == '__main__':
+    kind = sys.argv[1] if len(sys.argv) > 1 else 'cpu'
+    scripts = sorted((root/'benchmarks').glob(f'*_{kind}.py'))
+    if not scripts: sys.exit(f'no benchmark is named *_{kind}.py')
+    results = [(print(text, flush=True), ok)[1] for ok, text in map(line, scripts)]
+    sys.exit(0 if all(results) else 1)
