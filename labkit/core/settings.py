@@ -56,6 +56,7 @@ def _parse(raw: str, tp):
     "`raw`, as it stands in the file, as a value of type `tp`; raises `ValueError`"
     from pydantic import TypeAdapter
     origin, args = typing.get_origin(tp), typing.get_args(tp)
+    if origin is typing.Annotated: return _parse(raw, args[0])
     if origin in (typing.Union, types.UnionType):
         if type(None) in args and raw.lower() in ('', 'none'): return None
         return _parse(raw, next(a for a in args if a is not type(None)))
