@@ -149,13 +149,14 @@ _INNER = {'attn_q': 'self_attn.q_proj', 'attn_k': 'self_attn.k_proj', 'attn_v': 
 
 # %% ../../nbs/2_model/03_gguf.ipynb #a37e6e32
 def our_name(
-    name: str, # a tensor's name in a GGUF file, for example blk.3.attn_q.weight
-) -> str:      # layers.3.self_attn.q_proj.weight
+    name: str,         # a tensor's name in a GGUF file, for example blk.3.attn_q.weight
+    where: str = 'GGUF', # file, named in errors
+) -> str:              # layers.3.self_attn.q_proj.weight
     "The name that `Transformer` gives to a tensor; raises `GGUFError`"
     stem, _, kind = name.rpartition('.')
     if stem in _OUTER: return f'{_OUTER[stem]}.{kind}'
     parts = stem.split('.')
-    if len(parts) != 3 or parts[0] != 'blk' or parts[2] not in _INNER: raise GGUFError(f'tensor {name} belongs to no architecture that is implemented ({", ".join(ARCHITECTURES)})')
+    if len(parts) != 3 or parts[0] != 'blk' or parts[2] not in _INNER: raise GGUFError(f'{where}: tensor {name} belongs to no architecture that is implemented ({", ".join(ARCHITECTURES)})')
     return f'layers.{parts[1]}.{_INNER[parts[2]]}.{kind}'
 
 # %% ../../nbs/2_model/03_gguf.ipynb #78c7cf33
@@ -208,7 +209,7 @@ def model_tensors(
         heads = {'attn_q': cfg.n_heads, 'attn_k': cfg.n_kv_heads}.get(t.name.split('.')[-2]) if permuted else None
         rows = t.blocks.reshape(t.shape[0], -1) # a bias is one row in the file
         blocks = unpermute(rows, heads).reshape(t.blocks.shape) if heads else t.blocks
-        yield replace(t, name=our_name(t.name), blocks=blocks)
+        yield replace(t, name=our_name(t.name, str(f.path)), blocks=blocks)
 
 # %% ../../nbs/2_model/03_gguf.ipynb #9511269a
 _GPT4 = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
