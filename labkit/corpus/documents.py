@@ -28,15 +28,23 @@ class Document:
     metadata: dict = field(default_factory=dict) # anything else that JSON can hold
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #8be26fc1
+def _parse(raw: bytes) -> dict:
+    "A line as a JSON object that UTF-8 can hold; raises `ValueError`"
+    try: row = json.loads(raw)
+    except json.JSONDecodeError as e: raise ValueError(f'not JSON: {e.msg} at column {e.colno}') from None
+    except RecursionError: raise ValueError('JSON nested too deeply') from None
+    if not isinstance(row, dict): raise ValueError(f'expected a JSON object, found {type(row).__name__}')
+    if b'\\ud' in raw.lower(): json.dumps(row, ensure_ascii=False).encode() # half a surrogate pair raises UnicodeEncodeError, a ValueError
+    return row
+
+# %% ../../nbs/1_corpus/01_documents.ipynb #00ae35c5
 def _document(row: dict) -> Document:
     "A row of a JSONL file as a `Document`; raises `ValueError`"
-    text = row.get('text')
+    text, meta = row.get('text'), row.get('metadata') or {}
     if not isinstance(text, str): raise ValueError(f"'text' must be a string, found {type(text).__name__}")
-    if any('\ud800' <= c <= '\udfff' for c in text): raise ValueError("'text' holds half of a surrogate pair, which no encoding can write")
+    if not isinstance(meta, dict): raise ValueError(f"'metadata' must be an object, found {type(meta).__name__}")
     known = {k: str(row[k]) for k in ('source', 'language') if row.get(k) is not None}
     extra = {k: v for k, v in row.items() if k not in ('text', 'id', 'source', 'language', 'metadata')}
-    meta = row.get('metadata') or {}
-    if not isinstance(meta, dict): raise ValueError(f"'metadata' must be an object, found {type(meta).__name__}")
     return Document(text, str(row['id']) if row.get('id') is not None else text_id(text), **known, metadata={**extra, **meta})
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #e23ebce7
@@ -67,7 +75,7 @@ def read_documents(
         n = 0
         try:
             n, raw = next(rows)
-            doc = _document(json.loads(raw))
+            doc = _document(_parse(raw))
         except StopIteration: return
         except ValueError as e:
             bad = BadLine(str(path), n, str(e))
