@@ -189,8 +189,8 @@ def training(rng):
 def heldout(rng):
     yield from (chat(q, a) for q, a in (*IDENTITY_HELD, *FACTS_HELD, *REWRITES_HELD, *FORMATS_HELD))
     yield from translations(PHRASES_HELD[:2])
-    for zh in (0, 1): yield from (sum_chat(rng, zh), story_chat(rng, zh))
-    yield from tool_chats(rng, CITIES_HELD, 4)
+    yield from (sum_chat(rng, 0), story_chat(rng, 1))
+    yield from tool_chats(rng, CITIES_HELD, 2)
     yield from (with_tools(t, user(q), assistant(a)) for t, q, a in REFUSALS_HELD)
     yield from (with_tools(t, user(q), c) for t, q, c in UNSEEN)
 
