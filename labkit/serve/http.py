@@ -186,7 +186,7 @@ async def _chat_whole(self: Api, body, jobs, replies):
     choices, done = [], [merged(p) for p in await collect(self.loop.run(jobs), len(jobs))]
     for i, (p, r) in enumerate(zip(done, replies)):
         text, calls = r.add(p)
-        choices.append(chat_choice(i, text, p.finish_reason, calls, chat_logprobs(self.tokenizer, p.tokens) if body.logprobs else None))
+        choices.append(chat_choice(i, text.strip() if calls else text, p.finish_reason, calls, chat_logprobs(self.tokenizer, p.tokens) if body.logprobs else None))
     return JSONResponse({**new_head('chat.completion', self.name), 'choices': choices, 'usage': usage(len(jobs[0].ids), sum(len(p.tokens) for p in done))})
 
 # %% ../../nbs/6_serve/04_openai_server.ipynb #de128810
@@ -406,11 +406,11 @@ def bind(
     port: int, # 0: any free one
 ) -> socket.socket:
     "A listening socket; raises `UserError` where that can't be"
-    try: family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try: family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as e: raise UserError(f'[serve] host = {host}: no such address ({e.strerror})') from None
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try: sock.bind(address); sock.listen(2048)
+    try: sock.bind((address[0], port, *address[2:])); sock.listen(2048)
     except (OSError, OverflowError) as e:
         sock.close()
         raise UserError(f'cannot listen on {host}:{port}: {getattr(e, "strerror", None) or e}. Choose another port with --port (0: any free one).') from None

@@ -53,10 +53,10 @@ dialog footer { display:flex; justify-content:space-between; margin-top:20px } d
 # %% ../../nbs/6_serve/05_chat_page.ipynb #10820238
 WORDS = r'''
 const WORDS = {
-  en: { hello:'What would you like to know?', by:'Running on this machine. Nothing leaves it.', say:'Message', hint:'Enter sends · Shift+Enter starts a new line', fresh:'New conversation', settings:'Settings', theme:'Light or dark', send:'Send', stop:'Stop', copy:'Copy', again:'Answer again',
+  en: { hello:'What would you like to know?', by:'What you write goes to this server and nowhere else.', say:'Message', hint:'Enter sends · Shift+Enter starts a new line', fresh:'New conversation', settings:'Settings', theme:'Light or dark', send:'Send', stop:'Stop', copy:'Copy', again:'Answer again',
         system:'Instruction (system prompt)', temperature:'Temperature', top_p:'Top-p', max:'Tokens of an answer at most', key:'API key (if the server asks for one)', reset:'Defaults', ok:'Done', first:'first token', stopped:'stopped', cut:'cut at the limit', tokens:'tokens',
         ideas:['What is the capital of France?','Explain gravity to a child in two sentences.','Write a Python function that reverses a string.','Give me three ideas for a rainy Sunday.'] },
-  zh: { hello:'想聊点什么？', by:'模型运行在本机，内容不会离开这台机器。', say:'输入消息', hint:'Enter 发送 · Shift+Enter 换行', fresh:'新对话', settings:'设置', theme:'明暗主题', send:'发送', stop:'停止', copy:'复制', again:'重新回答',
+  zh: { hello:'想聊点什么？', by:'内容只发送给这台服务器，不会传到别处。', say:'输入消息', hint:'Enter 发送 · Shift+Enter 换行', fresh:'新对话', settings:'设置', theme:'明暗主题', send:'发送', stop:'停止', copy:'复制', again:'重新回答',
         system:'系统提示词', temperature:'温度 (temperature)', top_p:'Top-p', max:'回答的最大 token 数', key:'API 密钥（服务器要求时填写）', reset:'恢复默认', ok:'完成', first:'首 token', stopped:'已停止', cut:'达到长度上限', tokens:'tokens',
         ideas:['法国的首都是哪里？','用两句话给孩子解释什么是引力。','写一个反转字符串的 Python 函数。','雨天的周日可以做什么？给我三个主意。'] } };
 const L = WORDS[navigator.language.toLowerCase().startsWith('zh') ? 'zh' : 'en'];

@@ -324,7 +324,12 @@ def forced_start(
         if choice.function.name not in names: raise ApiError(f'tool_choice names {choice.function.name!r}, which is not among the tools: {names}', param='tool_choice')
         names = [choice.function.name]
     elif choice != 'required': return ''
-    return '<tool_call>\n{"name": "' + (names[0] + '", "arguments":' if len(names) == 1 else '')
+    return '<tool_call>\n{"name": "' + (_first_words(next(t for t in tools if t['function']['name'] == names[0])) if len(names) == 1 else '')
+
+def _first_words(tool: dict) -> str:
+    "A call of this tool as far as it is certain: its name, and its first argument's if there must be one"
+    required = (tool['function'].get('parameters') or {}).get('required')
+    return f"{tool['function']['name']}\", \"arguments\":" + (f' {{"{required[0]}":' if required else '')
 
 def tools_of(
     request: ChatRequest, # a parsed request
