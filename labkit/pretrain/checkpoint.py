@@ -8,7 +8,7 @@ Docs: https://labkit.github.io/labkit/nbs/3_pretrain/checkpoint.html.md"""
 __all__ = ['checkpoints', 'clear_leftovers', 'save_checkpoint', 'load_checkpoint']
 
 # %% ../../nbs/3_pretrain/03_checkpoint.ipynb #a45f6b01
-import errno, json, re, shutil
+import errno, json, pickle, re, shutil
 from pathlib import Path
 import torch
 from ..core.files import replacing_dir
@@ -38,9 +38,9 @@ def _disk_full(e: BaseException | None) -> bool:
 
 def _no_room(path: Path, n_params: int) -> UserError:
     out, last = path.parent, checkpoints(path.parent)
-    safe = f'{last[-1]} is intact' if last else 'there is no earlier checkpoint'
+    safe = f'The checkpoint {last[-1]} is intact' if last else 'There is no earlier checkpoint'
     return UserError(f'{path} was not written: no space left on the disk ({human(shutil.disk_usage(out).free, "B")} free; a checkpoint takes about {human(12*n_params, "B")}). '
-                     f'{safe[0].upper()}{safe[1:]}. Make room, or lower keep_last, and run the same command again')
+                     f'{safe}. Make room, or lower keep_last, and run the same command again')
 
 # %% ../../nbs/3_pretrain/03_checkpoint.ipynb #ef464a23
 def save_checkpoint(
@@ -76,5 +76,5 @@ def load_checkpoint(
     if saved.cfg != model.cfg: raise UserError(f'{path} holds another model:\n  there {saved.cfg}\n  now   {model.cfg}\nUse the old settings, another out, or resume = false to start over')
     model.load_state_dict(saved.state_dict())
     try: optimizer.load_state_dict(torch.load(path/'optimizer.pt', map_location='cpu', weights_only=True))
-    except (OSError, RuntimeError, ValueError, EOFError) as e: raise UserError(f'{path}/optimizer.pt cannot be read: {e}') from None
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as e: raise UserError(f'{path}/optimizer.pt cannot be read ({str(e).splitlines()[0][:120]}): remove the folder to go on from the checkpoint before it') from None
     return json.loads((path/'state.json').read_text())

@@ -102,6 +102,7 @@ def rank_main(
         (folder/f'{rank}.error').write_text(json.dumps(dict(kind='user' if isinstance(e, UserError) else type(e).__name__, message=str(e), trace=traceback.format_exc())))
         sys.stdout.flush(); os._exit(1) # no clean-up that would wait for peers
     (folder/f'{rank}.json').write_text(json.dumps(answer))
+    sys.stdout.flush(); os._exit(0) # the work is done: skip the libraries' clean-up, in which a peer's closing connection can abort us
 
 def resolve(
     target: str, # 'module:function'
@@ -167,6 +168,11 @@ def _answers(folder: Path, ranks: int) -> list:
     files = [folder/f'{r}.json' for r in range(ranks)]
     return [json.loads(f.read_text()) if f.exists() else None for f in files]
 
+def _last_words(log: str) -> str:
+    "What the ranks themselves wrote to stderr, without torchrun's report"
+    lines = [l for l in log.split('======')[0].splitlines() if not re.match(r'[EWI]\d{4} ', l)]
+    return ''.join('\n' + l for l in lines[-5:])
+
 def _what_failed(folder: Path, ranks: int) -> str:
     "One message for the person: what a rank said of itself, else what torchrun saw"
     errors = {r: json.loads(f.read_text()) for r in range(ranks) if (f := folder/f'{r}.error').exists()}
@@ -174,7 +180,7 @@ def _what_failed(folder: Path, ranks: int) -> str:
         if e['kind'] == 'user': return e['message']
     log = (folder/'torchrun.log').read_text(errors='replace')
     killed = [(r, c) for r, c in re.findall(r'rank\s*:\s*(\d+).*?\n\s*exitcode\s*:\s*-(\d+)', log) if int(c) != signal.SIGTERM]
-    for r, c in killed: return f'rank {r} of {ranks} was killed by {signal.Signals(int(c)).name}{" (often the system, when memory runs out)" if int(c) == 9 else ""}'
+    for r, c in killed: return f'rank {r} of {ranks} was killed by {signal.Signals(int(c)).name}{" (often the system, when memory runs out)" if int(c) == 9 else _last_words(log)}'
     lost = ('Connection closed by peer', 'Connection reset by peer', 'Broken pipe')
     for r, e in sorted(errors.items(), key=lambda re: any(w in re[1]['message'] for w in lost)): return f"rank {r} of {ranks} failed: {e['kind']}: {e['message']}\n{e['trace']}"
     return f'torchrun could not start the {ranks} ranks:\n{log[-2000:]}'

@@ -45,8 +45,8 @@ class PretrainSettings:
     seq_len: int = 256                # tokens of a sequence
     batch_tokens: int = 8192          # tokens of a step, over all processes
     micro_batch: int = 8              # sequences that a process holds at once
-    lr: float = 2e-3                  # highest learning rate
-    min_lr: float = 1e-4              # learning rate at the end
+    lr: float = 1e-3                  # highest learning rate
+    min_lr: float = 5e-5              # learning rate at the end
     warmup: int = 50                  # steps of the linear rise
     weight_decay: float = 0.1         # of matrices
     betas: tuple[float, ...] = (0.9, 0.95) # AdamW's memories of gradient and squared gradient
