@@ -1,4 +1,4 @@
-"""What attention has seen is kept, first in one slab a sequence, then in blocks that many sequences share.
+"""What attention has seen is kept: first in one slab a sequence, then in blocks that many sequences share.
 
 Docs: https://labkit.github.io/labkit/nbs/5_inference/cache.html.md"""
 

@@ -7,7 +7,7 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/cpu.html.md"""
 # %% auto #0
 __all__ = ['I8', 'I32', 'I64', 'F16', 'F32', 'LANES', 'FORMATS', 'MATRICES', 'GGUF_FORMATS', 'matmul_rows', 'barrier', 'share',
            'norm_rows', 'rotate', 'attend_row', 'heads_part', 'feed_forward_part', 'add_part', 'decode_step', 'Packed',
-           'unsupported', 'packed_gguf', 'NumbaRunner']
+           'unsupported', 'packed_gguf', 'packed_w4', 'NumbaRunner']
 
 # %% ../../nbs/5_inference/06_cpu.ipynb #f370ff75
 import math, sys
@@ -311,6 +311,19 @@ def packed_gguf(
     f = read_gguf(path)
     kept = (t for t in model_tensors(f, gguf_config(f)) if t.kind in GGUF_FORMATS and len(t.shape) == 2 and t.shape[1] % 32 == 0)
     return {t.name: Packed(GGUF_FORMATS[t.kind], np.ascontiguousarray(t.blocks), t.shape[1]) for t in kept}
+
+def packed_w4(
+    model, # a model with `W4Linear` layers
+) -> dict[str, Packed]:
+    "The 4-bit layers in blocks of 32: scale and minimum in float32, then 16 bytes of weights"
+    from labkit.inference.quantize import W4Linear, linears
+    return {f'{n}.weight': Packed('w4', _w4_blocks(m), m.in_features) for n, m in linears(model, W4Linear)}
+
+def _w4_blocks(m) -> np.ndarray: # (rows, columns / 32 · 24)
+    spread = lambda t: t.float().repeat_interleave(m.group // 32, 1)                       # (N, M/32)
+    scale, zero = spread(m.scales), spread(m.zeros)
+    meta = torch.stack([scale, -zero * scale], -1).contiguous().view(torch.uint8)           # (N, M/32, 8)
+    return torch.cat([meta, m.qweight.unflatten(1, (-1, 16))], -1).flatten(1).numpy()
 
 def _plain(weight: torch.Tensor) -> Packed:
     w = weight.detach()

@@ -21,6 +21,7 @@ from ..core.lm import Completion, Sampling
 from ..core.settings import RunSettings, UserError
 from ..finetune.chat import encode_prompt, parse_tool_calls
 from .cache import PagedAttention, PagedCache, Span
+from .quantize import W4Linear, linears, load_quantized, quantization_of, quantize_model
 from .sampling import Choice, NotFinite, check_sampling, choose, generator_for
 from .scheduler import Request, Scheduler, Work
 from .stream import Detokenizer, StopText
@@ -47,7 +48,7 @@ class TorchRunner:
         cache: PagedCache,
     ): self.model, self.cache, self.device = model, cache, next(model.parameters()).device
     @property
-    def weights(self) -> str: return str(next(self.model.parameters()).dtype)[6:]
+    def weights(self) -> str: return ('w4, the rest ' if linears(self.model, W4Linear) else '') + str(next(self.model.parameters()).dtype)[6:]
     @torch.inference_mode()
     def __call__(self, work: Sequence[Work]) -> torch.Tensor:
         "Logits (n, V) of the next token, for each part of the step that ends a request's known tokens"
@@ -373,6 +374,7 @@ def load_weights(self: Engine,
     state: dict[str, torch.Tensor], # parameters by name, all of them
 ) -> None:
     "New weights in place of the old ones; running requests go on with them, from recomputed keys and values"
+    if linears(self.model, W4Linear): raise UserError('weights cannot be replaced in a model that is quantized to 4 bits; open it with weights = auto')
     with self._lock:
         try: self.model.load_state_dict(state)
         except RuntimeError as e: raise UserError(f'these weights do not fit {self.model_name}: {e}') from None
@@ -399,22 +401,30 @@ def open(cls: Engine,
     settings: EngineSettings = EngineSettings(),
 ) -> Engine:
     "An engine for a model on disk; raises `UserError`"
-    from labkit.model.checkpoint import open_model
     dev = pick_device(run)
     set_threads(run.threads)
-    model, tokenizer = open_model(name_or_path, dev.name, dev.torch_dtype)
-    packed = {} if adapter else _packed(name_or_path, dev, settings)
+    model, tokenizer = _load(name_or_path, dev)
     if adapter: _merge_adapter(model, adapter)
+    if settings.weights == 'w4' and not linears(model, W4Linear): quantize_model(model)
+    packed = _packed(name_or_path, model, settings, bool(adapter)) if dev.name == 'cpu' and settings.backend != 'torch' else {}
     name = Path(name_or_path).stem if Path(name_or_path).exists() else str(name_or_path)
     return cls(model.requires_grad_(False), tokenizer, settings, name, run.seed, packed)
 
-def _packed(name, dev, settings) -> dict:
-    "The GGUF file's own blocks, where the compiled step can use them"
+def _load(path, dev):
+    "Model and tokenizer, quantized folders included"
+    from labkit.corpus.tokens import Tokenizer
+    from labkit.model.checkpoint import open_model
+    if quantization_of(path): return load_quantized(path, dev.name, dev.torch_dtype), Tokenizer.load(path)
+    return open_model(path, dev.name, dev.torch_dtype)
+
+def _packed(name, model, settings, changed: bool) -> dict:
+    "Packed weights for the compiled step: our 4 bits, or the GGUF file's own blocks while nothing has changed them"
+    from labkit.inference.cpu import packed_gguf, packed_w4
     from labkit.model.checkpoint import EMBEDDED, embedded_file
     path = embedded_file(str(name).lower()) if str(name).lower() in EMBEDDED else Path(name)
-    if dev.name != 'cpu' or settings.backend == 'torch' or path.suffix != '.gguf': return {}
-    from labkit.inference.cpu import packed_gguf
-    return packed_gguf(path)
+    file = packed_gguf(path) if path.suffix == '.gguf' and not changed else {}
+    ours = packed_w4(model)
+    return {n: p for n, p in file.items() if not ours or 'layers.' not in n} | ours
 
 def _merge_adapter(model, adapter):
     "Add a LoRA adapter to the model's weights"

@@ -1,0 +1,210 @@
+"The engine: whatever happens around a request, it gets the tokens that it would get alone, and its blocks come back."
+import threading
+import pytest, torch
+from hypothesis import given, settings as hyp, strategies as st
+from labkit.core.lm import LM, Sampling
+from labkit.core.settings import UserError
+from labkit.corpus.tokens import train_tokenizer
+from labkit.inference.cache import BlockPool, KVCache, OutOfBlocks, PagedAttention, PagedCache, Span, dequantize_kv, quantize_kv
+from labkit.inference.engine import Engine, EngineSettings, PromptTooLong, RequestFailed
+from labkit.model.config import ModelConfig
+from labkit.model.transformer import Transformer
+
+torch.set_num_threads(1)
+TOKENIZER = train_tokenizer(['hello world, the cat sat on the mat. 你好世界 日本語 🦊 ' * 3] * 3, 320)
+SIZES = dict(vocab_size=TOKENIZER.vocab_size + -TOKENIZER.vocab_size % 4, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, max_seq_len=96)
+PROMPTS = ['hello world', 'the cat sat on the mat', '你好', 'a b c d e f g h i j k l m n o p q r', 'z']
+GREEDY = Sampling(max_tokens=14, ignore_eos=True)
+
+def tiny(seed=0, **changes):
+    torch.manual_seed(seed)
+    model = Transformer(ModelConfig(**{**SIZES, **changes})).eval().requires_grad_(False)
+    for p in model.parameters():
+        if p.dim() > 1: p *= 12                              # so that the scores are far apart
+    return model
+
+MODEL = tiny()
+
+def engine(model=MODEL, **changes): return Engine(model, TOKENIZER, EngineSettings(**{**dict(backend='torch', block_size=4, cache_tokens=512, max_batch=4, step_tokens=16), **changes}))
+
+def naive(model, text, n=14):
+    ids = TOKENIZER.encode(text)
+    start = len(ids)
+    for _ in range(n): ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return tuple(ids[start:])
+
+WANT = [naive(MODEL, p) for p in PROMPTS]
+
+@pytest.mark.parametrize('changes', [{}, dict(max_batch=1), dict(step_tokens=4), dict(block_size=1), dict(block_size=32), dict(cache_tokens=52)])
+def test_batch_chunks_blocks_and_preemption_change_no_token(changes):
+    e = engine(**changes)
+    assert [c.tokens for c in e.generate(PROMPTS, GREEDY)] == WANT
+    assert e.cache.pool.n_free == e.cache.n_blocks
+    if changes.get('cache_tokens') == 52: assert e.stats()['preemptions'] > 0
+
+@pytest.mark.parametrize('changes', [dict(qk_norm=True, family='qwen3'), dict(qkv_bias=True, family='qwen2'), dict(sliding_window=5, family='mistral'), dict(n_kv_heads=4), dict(tie_embeddings=True)])
+@pytest.mark.parametrize('backend', ['torch', 'numba'])
+def test_every_architecture_on_both_backends(changes, backend):
+    model = tiny(1, **changes)
+    e = engine(model, backend=backend)
+    assert e.stats()['backend'] == backend
+    assert [c.tokens for c in e.generate(PROMPTS, GREEDY)] == [naive(model, p) for p in PROMPTS]
+
+def test_paged_attention_equals_the_contiguous_cache():
+    ids = torch.tensor([TOKENIZER.encode(PROMPTS[3])])
+    paged, flat, table = PagedCache(MODEL.cfg, 64, 4), KVCache(MODEL.cfg, max_len=64), []
+    for a, b in ((0, 7), (7, 8), (8, 20)):
+        paged.grow(table, b)
+        pos = torch.arange(a, b)[None]
+        x, y = (MODEL.hidden(ids[:, a:b], pos, att) for att in (PagedAttention(paged, [Span(table, a, b - a)]), flat))
+        torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
+
+def test_contiguous_cache_says_when_it_is_full():
+    with pytest.raises(UserError, match='holds 4 tokens'): MODEL.hidden(torch.zeros(1, 5, dtype=torch.long), attention=KVCache(MODEL.cfg, max_len=4))
+
+def test_eight_bit_cache_is_close_and_small():
+    a, b = engine(), engine(kv='int8')
+    assert b.cache.bytes_per_token < a.cache.bytes_per_token / 2
+    assert b.stats()['backend'] == 'torch' and b.stats()['kv'] == 'int8'
+    assert b.generate(['hello'], Sampling(max_tokens=1))[0].tokens == a.generate(['hello'], Sampling(max_tokens=1))[0].tokens
+
+@given(st.floats(1e-3, 1e3), st.floats(-50, 50))
+@hyp(max_examples=30, deadline=None)
+def test_kv_quantization_is_off_by_less_than_a_step(spread, shift):
+    x = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(3)) * spread + shift
+    step = (x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)) / 255
+    rounding = x.abs().amax() * 2**-10                       # scale and minimum are float16
+    assert ((dequantize_kv(*quantize_kv(x)) - x).abs() <= step + rounding).all()
+
+def test_a_fork_shares_full_blocks_and_is_independent():
+    c = PagedCache(MODEL.cfg, 8, 4)
+    a = []; c.grow(a, 6)
+    b = c.fork(a, 6)
+    assert a[0] == b[0] and a[1] != b[1] and c.pool.uses[a[0]] == 2
+    c.free(a); assert c.pool.uses[b[0]] == 1
+    c.free(b); assert c.pool.n_free == 8
+
+def test_growing_takes_all_blocks_or_none():
+    c, t = PagedCache(MODEL.cfg, 3, 4), []
+    with pytest.raises(OutOfBlocks): c.grow(t, 13)
+    assert t == [] and c.pool.n_free == 3
+
+@given(st.data())
+@hyp(max_examples=25, deadline=None)
+def test_random_schedules_leak_no_block_and_change_no_token(data):
+    e, alive, got, aborted = engine(cache_tokens=data.draw(st.sampled_from([52, 80, 200])), step_tokens=data.draw(st.sampled_from([5, 16]))), {}, {}, set()
+    for _ in range(data.draw(st.integers(5, 25))):
+        what = data.draw(st.sampled_from(['add', 'step', 'step', 'step', 'abort']))
+        if what == 'add':
+            k = data.draw(st.integers(0, len(PROMPTS) - 1)); i = e.add(PROMPTS[k], GREEDY); alive[i], got[i] = k, ()
+        elif what == 'abort' and alive: aborted.add(i := data.draw(st.sampled_from(sorted(alive)))); e.abort(i)
+        else:
+            for o in e.step(): got[o.id] += o.tokens
+        used = sum(len(r.table) for r in e.scheduler.running)
+        assert used == e.cache.n_blocks - e.cache.pool.n_free
+    while e.has_work:
+        for o in e.step(): got[o.id] += o.tokens
+    assert e.cache.pool.n_free == e.cache.n_blocks and not e._jobs
+    for i, k in alive.items(): assert got[i] == WANT[k] if i not in aborted else got[i] == WANT[k][:len(got[i])]
+
+def test_abort_ends_waiting_and_running_requests():
+    e = engine(max_batch=1)
+    a, b = e.add('hello', GREEDY), e.add('world', GREEDY)
+    e.step(); e.abort(b); e.abort(a); e.abort(999)
+    assert {o.id: o.finish_reason for o in e.step()} == {a: 'abort', b: 'abort'}
+    assert not e.has_work and e.cache.pool.n_free == e.cache.n_blocks
+
+def test_leaving_a_stream_frees_its_blocks():
+    e = engine()
+    for delta in e.stream('hello', GREEDY): break
+    assert e.cache.pool.n_free == e.cache.n_blocks and e.stats()['aborted'] == 1
+
+def test_stream_and_generate_agree():
+    e = engine()
+    c, = e.generate(['the cat'], GREEDY)
+    deltas = list(e.stream('the cat', GREEDY))
+    assert ''.join(d.text for d in deltas) == c.text == TOKENIZER.decode(c.tokens)
+    assert tuple(d.token for d in deltas if d.token is not None) == c.tokens and deltas[-1].finish_reason == 'length'
+
+def test_several_threads_get_their_own_answers():
+    e, out = engine(), {}
+    def ask(k): out[k] = e.generate([PROMPTS[k]], GREEDY)[0].tokens
+    ids = [e.add(p, GREEDY) for p in PROMPTS[:2]]
+    threads = [threading.Thread(target=ask, args=(k,)) for k in range(len(PROMPTS))]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    got = {i: () for i in ids}
+    while e.has_work:
+        for o in e.step(): got[o.id] += o.tokens
+    assert [out[k] for k in range(len(PROMPTS))] == WANT and list(got.values()) == WANT[:2]
+
+@pytest.mark.parametrize('prompt, error, words', [
+    ([1] * 96, PromptTooLong, '96 tokens'), ([10**6], UserError, 'not in the vocabulary'), ('hello', UserError, 'temperature')])
+def test_bad_requests_are_refused_before_they_run(prompt, error, words):
+    e = engine()
+    with pytest.raises(error, match=words): e.add(prompt, Sampling(temperature=-1) if prompt == 'hello' else GREEDY)
+    assert not e.has_work
+
+def test_a_cache_smaller_than_the_context_limits_prompts():
+    with pytest.raises(PromptTooLong, match='room for 8'): engine(cache_tokens=8).add('a b c d e f g h i', GREEDY)
+
+def test_a_completion_ends_where_the_context_ends():
+    c, = engine(max_context=20).generate(['hello world'], Sampling(max_tokens=500, ignore_eos=True))
+    assert c.finish_reason == 'length' and c.prompt_tokens + len(c.tokens) == 20
+
+def test_nan_scores_end_the_request_with_an_error_and_not_the_engine():
+    model = tiny(2)
+    e = engine(model)
+    good = {n: p.clone() for n, p in model.state_dict().items()}
+    e.load_weights({n: torch.full_like(p, float('nan')) for n, p in good.items()})
+    with pytest.raises(RequestFailed, match='NaN'): e.generate(['hello'], GREEDY)
+    e.load_weights(good)
+    assert e.generate(['hello world'], GREEDY)[0].tokens == naive(model, 'hello world')
+    assert e.cache.pool.n_free == e.cache.n_blocks
+
+def test_new_weights_take_effect_and_wrong_ones_are_refused():
+    model, other = tiny(0), tiny(5)
+    e = engine(model, backend='numba')
+    assert e.generate(['hello world'], GREEDY)[0].tokens == WANT[0]
+    e.load_weights(other.state_dict())
+    assert e.generate(['hello world'], GREEDY)[0].tokens == naive(other, 'hello world')
+    with pytest.raises(UserError, match='do not fit'): e.load_weights({'x': torch.zeros(1)})
+
+def test_loglikelihood_is_the_models_own():
+    e, pairs = engine(), [('hello', ' world'), ('the cat', ' sat on the mat'), ('', 'hello')]
+    for (a, b), (score, greedy) in zip(pairs, e.loglikelihood(pairs)):
+        ctx = TOKENIZER.encode(a) or [TOKENIZER.eos_id]
+        ids = (TOKENIZER.encode(a + b) if a else ctx + TOKENIZER.encode(b))
+        lp = MODEL(torch.tensor([ids]))[0].log_softmax(-1)
+        at = range(len(ctx), len(ids))
+        assert score == pytest.approx(sum(float(lp[i - 1, ids[i]]) for i in at), abs=1e-3)
+        assert greedy == all(int(lp[i - 1].argmax()) == ids[i] for i in at)
+    with pytest.raises(UserError, match='adds no token'): e.loglikelihood([('hello', '')])
+
+def test_logprobs_are_the_models_own():
+    c, = engine().generate(['hello world'], Sampling(max_tokens=4, logprobs=3, ignore_eos=True))
+    ids = TOKENIZER.encode('hello world')
+    for token, lp, top in zip(c.tokens, c.logprobs, c.top_logprobs):
+        row = MODEL(torch.tensor([ids]))[0, -1].log_softmax(-1)
+        assert lp == pytest.approx(float(row[token]), abs=1e-4) and len(top) == 3 and max(top, key=top.get) == token
+        ids.append(token)
+
+def test_the_engine_is_an_lm_and_says_why_it_chose_its_backend():
+    e = engine(tiny(0, dim=48), backend='auto')
+    assert isinstance(e, LM)
+    assert e.stats()['backend'] == 'torch' and 'multiple of 32' in e.stats()['backend_reason']
+    with pytest.raises(UserError, match='backend = numba'): engine(tiny(0, dim=48), backend='numba')
+
+def test_batch_of_the_compiled_step_is_bitwise_the_same():
+    e = engine(backend='numba', max_batch=16)
+    P = Sampling(max_tokens=6, logprobs=1, ignore_eos=True)
+    alone = [e.generate([p], P)[0].logprobs for p in PROMPTS[:3]]
+    crowd = [c.logprobs for c in e.generate(PROMPTS[:3] + ['hello'] * 8, P)[:3]]
+    assert alone == crowd
+
+def test_block_pool_counts():
+    p = BlockPool(2); a = p.take(); p.take()
+    with pytest.raises(OutOfBlocks): p.take()
+    p.share(a); p.release(a); assert p.n_free == 0
+    p.release(a); assert p.n_free == 1
+    with pytest.raises(AssertionError): p.release(a)
