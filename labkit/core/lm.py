@@ -10,6 +10,7 @@ __all__ = ['Sampling', 'Completion', 'LM', 'MissingRecording', 'Recorder', 'Reco
 # %% ../../nbs/0_start/04_lm.ipynb #852d8655
 import hashlib, json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -108,8 +109,10 @@ class Endpoint:
         model: str | None = None, # model name (default: the first one that the server lists)
         api_key: str = 'none',    # sent as a bearer token
         timeout: float = 600.,    # seconds a request may take
+        concurrency: int = 16,    # requests that are open at the same time
     ):
         import httpx
+        self.concurrency = concurrency
         self.http = httpx.Client(base_url=url.rstrip('/') + '/', timeout=timeout, trust_env=False, headers={'Authorization': f'Bearer {api_key}'})
         self.model = model or self._call('GET', 'models')['data'][0]['id']
     def _call(self, method, path, **body):
@@ -118,6 +121,11 @@ class Endpoint:
         except httpx.HTTPError as e: raise EndpointError(f'{self.http.base_url}{path}: {e or type(e).__name__}. Is the server running?') from None
         if r.status_code >= 400: raise EndpointError(f'{self.http.base_url}{path}: HTTP {r.status_code}: {r.text[:500]}')
         return r.json()
+    def _each(self, fn, items) -> list:
+        "`fn` of every item, several at a time, in order; the first error is raised and what hasn't begun is not sent"
+        pool = ThreadPoolExecutor(self.concurrency)
+        try: return list(pool.map(fn, items))
+        finally: pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/0_start/04_lm.ipynb #2eebbb10
 def _request(params: Sampling) -> dict:
@@ -131,27 +139,30 @@ from fastcore.basics import patch
 
 @patch
 def generate(self: Endpoint, prompts, params=Sampling()):
-    "All prompts in one request: the server batches them"
-    if not len(prompts): return []
-    r = self._call('POST', 'completions', model=self.model, prompt=list(prompts), **_request(params))
-    n = r['usage']['prompt_tokens'] if len(prompts) == 1 else 0
-    rows = sorted(r['choices'], key=lambda c: c['index'])
-    return [Completion(c['text'], finish_reason=c['finish_reason'], prompt_tokens=n, logprobs=tuple(c['logprobs']['token_logprobs']) if c.get('logprobs') else None) for c in rows]
+    "Continue each prompt; the tokens' ids stay with the server"
+    def one(prompt):
+        r = self._call('POST', 'completions', model=self.model, prompt=prompt if isinstance(prompt, str) else list(prompt), **_request(params))
+        c = r['choices'][0]
+        return Completion(c['text'], finish_reason=c['finish_reason'], prompt_tokens=r['usage']['prompt_tokens'],
+                          logprobs=tuple(c['logprobs']['token_logprobs']) if c.get('logprobs') else None)
+    return self._each(one, prompts)
 
 @patch
 def chat(self: Endpoint, messages, tools=None, **params):
     "One turn of a conversation"
     body = dict(model=self.model, messages=list(messages), **_request(Sampling(**params)))
+    if 'logprobs' in body: body['top_logprobs'], body['logprobs'] = body['logprobs'], True
     if tools: body['tools'] = list(tools)
     return self._call('POST', 'chat/completions', **body)['choices'][0]['message']
 
 @patch
 def loglikelihood(self: Endpoint, pairs):
     "`echo` with `logprobs` gives the prompt's own log-probabilities; the continuation is where the context ends"
-    out = []
-    for context, continuation in pairs:
+    def one(pair):
+        context, continuation = pair
         lp = self._call('POST', 'completions', model=self.model, prompt=context + continuation, max_tokens=0, echo=True, logprobs=1)['choices'][0]['logprobs']
         at = [i for i, o in enumerate(lp['text_offset']) if o >= len(context) and lp['token_logprobs'][i] is not None]
+        if not at: raise EndpointError(f'the continuation {continuation!r} adds no token to its context')
         greedy = all(lp['token_logprobs'][i] >= max(lp['top_logprobs'][i].values()) - 1e-9 for i in at)
-        out.append((sum(lp['token_logprobs'][i] for i in at), greedy))
-    return out
+        return sum(lp['token_logprobs'][i] for i in at), greedy
+    return self._each(one, pairs)
