@@ -1,4 +1,4 @@
-"""A run can be interrupted at any moment, on a full disk too, and goes on bit for bit.
+"""A run can be interrupted at any moment, on a full disk too, and goes on bit for bit; how often to save is a formula.
 
 Docs: https://labkit.github.io/labkit/nbs/3_pretrain/checkpoint.html.md"""
 

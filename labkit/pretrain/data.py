@@ -1,4 +1,4 @@
-"""Which tokens a step sees follows from the seed and the step alone, so a run can be cut, moved and spread over processes without changing.
+"""What a training step sees follows from the seed and the step alone, so a run can be cut, moved and spread over processes without changing.
 
 Docs: https://labkit.github.io/labkit/nbs/3_pretrain/data.html.md"""
 

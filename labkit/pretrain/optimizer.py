@@ -1,4 +1,4 @@
-"""From one batch learned by heart to AdamW with a schedule, and a loss that never holds whole logits.
+"""From one batch learned by heart with three lines of arithmetic, to AdamW with groups, warm-up, cosine and clipping, and a loss that never holds whole logits.
 
 Docs: https://labkit.github.io/labkit/nbs/3_pretrain/optimizer.html.md"""
 
@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 
-# %% ../../nbs/3_pretrain/02_optimizer.ipynb #173b8038
+# %% ../../nbs/3_pretrain/02_optimizer.ipynb #9327b6cd
 def param_groups(
     model: nn.Module,
     weight_decay: float, # per unit of learning rate, for matrices
@@ -24,6 +24,7 @@ def param_groups(
     return [dict(params=[p for p in params if decays(p)], weight_decay=weight_decay),
             dict(params=[p for p in params if not decays(p)], weight_decay=0.)]
 
+# %% ../../nbs/3_pretrain/02_optimizer.ipynb #dfda7028
 def make_optimizer(
     model: nn.Module,
     lr: float = 3e-4,            # learning rate
@@ -33,7 +34,7 @@ def make_optimizer(
     "AdamW (Loshchilov & Hutter, arXiv 1711.05101) in one fused pass over the parameters"
     return torch.optim.AdamW(param_groups(model, weight_decay), lr=lr, betas=tuple(betas), eps=1e-8, fused=True)
 
-# %% ../../nbs/3_pretrain/02_optimizer.ipynb #cc3e60bf
+# %% ../../nbs/3_pretrain/02_optimizer.ipynb #f9e24dd0
 def learning_rate(
     step: int,              # from 0
     progress: float,        # part of the run that is done, 0…1
@@ -45,12 +46,13 @@ def learning_rate(
     rise = min(1., (step + 1) / (warmup + 1))
     return rise * (min_lr + (lr - min_lr) * (1 + math.cos(math.pi * min(1., progress))) / 2)
 
+# %% ../../nbs/3_pretrain/02_optimizer.ipynb #beef4ee1
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
     "Give every group this rate"
     for g in optimizer.param_groups: g['lr'] = lr
     return lr
 
-# %% ../../nbs/3_pretrain/02_optimizer.ipynb #d5abe2d3
+# %% ../../nbs/3_pretrain/02_optimizer.ipynb #743c405c
 class _ChunkedCrossEntropy(torch.autograd.Function):
     "Loss and gradient of the output layer, some rows at a time, in one pass: whole logits never exist"
     @staticmethod
@@ -76,6 +78,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dh, dw = ctx.saved_tensors
         return (dh * g).to(dw.dtype), dw * g, None, None, None
 
+# %% ../../nbs/3_pretrain/02_optimizer.ipynb #cdad7b18
 def cross_entropy_sum(
     h: torch.Tensor,        # (N, D) hidden states, after the last norm
     weight: torch.Tensor,   # (V, D) output layer
