@@ -1,4 +1,4 @@
-"""A conversation becomes one string of tokens, and only the assistant's tokens are learnt from.
+"""A conversation becomes one row of tokens, and only the assistant's tokens are learnt from.
 
 Docs: https://labkit.github.io/labkit/nbs/4_finetune/chat.html.md"""
 
@@ -6,8 +6,8 @@ Docs: https://labkit.github.io/labkit/nbs/4_finetune/chat.html.md"""
 
 # %% auto #0
 __all__ = ['CHATML', 'INTERNLM2', 'DEFAULT_SYSTEM', 'TOOLS_PROMPT', 'ROLES', 'TemplateError', 'compile_template',
-           'describe_tools', 'write_tool_calls', 'plain_messages', 'render', 'parse_tool_calls', 'encode_prompt',
-           'encode_chat', 'chat_fault', 'load_chats']
+           'describe_tools', 'write_tool_calls', 'plain_messages', 'render', 'encode_prompt', 'encode_chat',
+           'parse_tool_calls', 'chat_fault', 'load_chats']
 
 # %% ../../nbs/4_finetune/01_chat.ipynb #b3dff844
 import functools, hashlib, json, re
@@ -162,34 +162,6 @@ def render(
     try: return template.render(messages=ms, tools=list(tools) if tools else None, add_generation_prompt=add_generation_prompt, **{k: v for k, v in marks.items() if v})
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as e: raise TemplateError(f'the chat template fails on these messages: {e}') from None
 
-# %% ../../nbs/4_finetune/01_chat.ipynb #ef4364f2
-_CALL = re.compile(r'<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)|<\|action_start\|>\s*<\|plugin\|>\s*(.*?)\s*(?:<\|action_end\|>|\Z)', re.S)
-
-def _read_call(text: str) -> dict | None:
-    "Name and arguments, or None where `text` is no call"
-    try:
-        call = json.loads(text)
-        args = call.get('arguments', call.get('parameters', {}))
-        if isinstance(args, str): args = json.loads(args)
-    except (ValueError, AttributeError): return None
-    if not isinstance(call.get('name'), str): return None
-    return dict(name=call['name'], arguments=_tojson(args)) if isinstance(args, dict) else None
-
-def parse_tool_calls(
-    text: str,      # what the model wrote
-    salt: str = '', # mixed into the calls' ids (a server gives the request's id)
-) -> tuple[str, list[dict]]: # the text without the calls, and the calls in OpenAI's shape
-    "Find `<tool_call>{…}</tool_call>` (Hermes, Qwen2.5) or InternLM2's action markers; what is no valid call stays in the text"
-    calls = []
-    def take(m):
-        call = _read_call(m[1] if m[1] is not None else m[2])
-        if call is None: return m[0]
-        id = hashlib.sha256(f'{salt}|{len(calls)}|{m[0]}'.encode()).hexdigest()[:24]
-        calls.append(dict(id=f'call_{id}', type='function', function=call))
-        return ''
-    rest = _CALL.sub(take, text)
-    return (rest.strip() if calls else text), calls
-
 # %% ../../nbs/4_finetune/01_chat.ipynb #4e34b032
 def _shield(x, markers: tuple[str, ...]):
     "Replace special tokens' texts inside messages by private characters, so that only the template's own become tokens"
@@ -253,6 +225,34 @@ def encode_chat(
     ids, at = _encode_shielded(text, marks, tokenizer)
     spans = _assistant_spans(messages, tokenizer, tools, text)
     return ids, [any(a <= p < b for a, b in spans) for p in at]
+
+# %% ../../nbs/4_finetune/01_chat.ipynb #ef4364f2
+_CALL = re.compile(r'<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)|<\|action_start\|>\s*<\|plugin\|>\s*(.*?)\s*(?:<\|action_end\|>|\Z)', re.S)
+
+def _read_call(text: str) -> dict | None:
+    "Name and arguments, or None where `text` is no call"
+    try:
+        call = json.loads(text)
+        args = call.get('arguments', call.get('parameters', {}))
+        if isinstance(args, str): args = json.loads(args)
+    except (ValueError, AttributeError): return None
+    if not isinstance(call.get('name'), str): return None
+    return dict(name=call['name'], arguments=_tojson(args)) if isinstance(args, dict) else None
+
+def parse_tool_calls(
+    text: str,      # what the model wrote
+    salt: str = '', # mixed into the calls' ids (a server gives the request's id)
+) -> tuple[str, list[dict]]: # the text without the calls, and the calls in OpenAI's shape
+    "Find `<tool_call>{…}</tool_call>` (Hermes, Qwen2.5) or InternLM2's action markers; what is no valid call stays in the text"
+    calls = []
+    def take(m):
+        call = _read_call(m[1] if m[1] is not None else m[2])
+        if call is None: return m[0]
+        id = hashlib.sha256(f'{salt}|{len(calls)}|{m[0]}'.encode()).hexdigest()[:24]
+        calls.append(dict(id=f'call_{id}', type='function', function=call))
+        return ''
+    rest = _CALL.sub(take, text)
+    return (rest.strip() if calls else text), calls
 
 # %% ../../nbs/4_finetune/01_chat.ipynb #3f9a329c
 ROLES = ('system', 'user', 'assistant', 'tool')

@@ -1,4 +1,4 @@
-"""Train a low-rank correction of a frozen model: half a percent of the weights, and a file of a few megabytes.
+"""Train a low-rank correction of a frozen model: a few percent of the weights, and a file of a few megabytes.
 
 Docs: https://labkit.github.io/labkit/nbs/4_finetune/lora.html.md"""
 
