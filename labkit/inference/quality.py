@@ -10,8 +10,6 @@ __all__ = ['SCHEMES', 'decode_speed', 'quality', 'quality_figure']
 # %% ../../nbs/5_inference/08_quality.ipynb #92abb2b2
 import copy, time
 from collections.abc import Sequence
-from functools import partial
-import torch
 from ..core.lm import Sampling
 from ..core.settings import UserError
 from .engine import Engine, EngineSettings

@@ -37,9 +37,9 @@ def quantize_groups(
     w: torch.Tensor, # (N, M) weights
     group: int,      # weights that share a scale, divides M
     bits: int = 4,
-    shrink: Sequence[float] = (1., .96, .92, .88, .84, .8), # ranges to try, as parts of the whole; (1.,) is plain rounding
+    shrink: Sequence[float] = (1.,), # ranges to try, as parts of the whole; one alone is plain rounding
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # q (N, M) uint8; scale float16 (N, M/group); zero uint8 (N, M/group)
-    "Round to nearest on an asymmetric grid, w ≈ (q − zero) · scale, as AWQ and GPTQ store it; of several shrunken ranges the one with the least squared error"
+    "Round to nearest on an asymmetric grid, w ≈ (q − zero) · scale, as AWQ and GPTQ store it; of several ranges the one with the least squared error"
     top = 2**bits - 1
     g = w.float().unflatten(1, (-1, group))                                                # (N, M/group, group)
     lo, hi = g.amin(-1).clamp(max=0), g.amax(-1).clamp(min=0)
@@ -79,9 +79,9 @@ def quantize_groups(
     w: torch.Tensor, # (N, M) weights
     group: int,      # weights that share a scale, divides M
     bits: int = 4,
-    shrink: Sequence[float] = (1., .96, .92, .88, .84, .8), # ranges to try, as parts of the whole; (1.,) is plain rounding
+    shrink: Sequence[float] = (1.,), # ranges to try, as parts of the whole; one alone is plain rounding
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # q (N, M) uint8; scale float16 (N, M/group); zero uint8 (N, M/group)
-    "Round to nearest on an asymmetric grid, w ≈ (q − zero) · scale, as AWQ and GPTQ store it; of several shrunken ranges the one with the least squared error"
+    "Round to nearest on an asymmetric grid, w ≈ (q − zero) · scale, as AWQ and GPTQ store it; of several ranges the one with the least squared error"
     top = 2**bits - 1
     g = w.float().unflatten(1, (-1, group))                                                # (N, M/group, group)
     lo, hi = g.amin(-1).clamp(max=0), g.amax(-1).clamp(min=0)

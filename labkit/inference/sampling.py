@@ -10,7 +10,7 @@ __all__ = ['BadSampling', 'check_sampling', 'adjust', 'top_k_only', 'top_p_only'
 
 # %% ../../nbs/5_inference/03_sampling.ipynb #e4151545
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 import torch
 from ..core.lm import Sampling
 from ..core.settings import UserError

@@ -8,12 +8,10 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/scheduler.html.md"""
 __all__ = ['Request', 'Work', 'Scheduler']
 
 # %% ../../nbs/5_inference/04_scheduler.ipynb #93165f81
-import itertools, threading, time
+import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fastcore.basics import patch
-import torch
 from ..core.lm import Sampling
 from .cache import PagedCache
 
