@@ -1,4 +1,4 @@
-"""A corpus is a stream of records. Find real text on this machine, read it whatever its format, and never let one bad file stop the rest.
+"""A corpus is a stream of records. Find real text on this machine, choose a sample that is the same tomorrow, and never let one broken line stop the rest.
 
 Docs: https://labkit.github.io/labkit/nbs/1_corpus/documents.html.md"""
 
@@ -27,6 +27,13 @@ class Document:
     language: str = ''   # ISO 639-1 code (en, zh…), or '' where nobody has looked
     metadata: dict = field(default_factory=dict) # anything else that JSON can hold
 
+# %% ../../nbs/1_corpus/01_documents.ipynb #e23ebce7
+def text_id(
+    text: str, # a document's text
+) -> str: # 16 hexadecimal digits
+    "A name for a text that has none: the beginning of its SHA-256"
+    return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
+
 # %% ../../nbs/1_corpus/01_documents.ipynb #8be26fc1
 def _parse(raw: bytes) -> dict:
     "A line as a JSON object that UTF-8 can hold; raises `ValueError`"
@@ -46,13 +53,6 @@ def _document(row: dict) -> Document:
     known = {k: str(row[k]) for k in ('source', 'language') if row.get(k) is not None}
     extra = {k: v for k, v in row.items() if k not in ('text', 'id', 'source', 'language', 'metadata')}
     return Document(text, str(row['id']) if row.get('id') is not None else text_id(text), **known, metadata={**extra, **meta})
-
-# %% ../../nbs/1_corpus/01_documents.ipynb #e23ebce7
-def text_id(
-    text: str, # a document's text
-) -> str: # 16 hexadecimal digits
-    "A name for a text that has none: the beginning of its SHA-256"
-    return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #6ebb2370
 def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -92,6 +92,22 @@ def write_documents(
     return write_jsonl(path, ({k: v for k, v in asdict(d).items() if v or k in ('text', 'id')} for d in docs))
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #0d5ea9c6
+KINDS = {'.md': 'markdown', '.markdown': 'markdown', '.rst': 'rst', '.txt': 'text', '.text': 'text', '.html': 'html', '.htm': 'html', '.py': 'python',
+         '.jsonl': 'jsonl', '.jsonl.gz': 'jsonl'}
+PROSE_FILES = ('README', 'LICENSE', 'LICENCE', 'COPYING', 'NOTICE', 'CHANGES', 'CHANGELOG', 'HISTORY', 'NEWS', 'AUTHORS')
+
+def kind_of(
+    name: str, # name of a file, with or without folders
+) -> str | None: # markdown, rst, text, html, python, metadata or jsonl; None for a kind that no extractor reads
+    "What sort of text a file holds, by its name"
+    base = name.rsplit('/', 1)[-1]
+    stem, dot, ext = base.lower().rpartition('.')
+    if base.lower().endswith('.jsonl.gz'): return 'jsonl'
+    if dot and (kind := KINDS.get('.' + ext)): return kind
+    if base == 'METADATA': return 'metadata'
+    return 'text' if base.upper().split('.')[0].split('-')[0] in PROSE_FILES and (not dot or ext == 'txt') else None
+
+# %% ../../nbs/1_corpus/01_documents.ipynb #cffad103
 KINDS = {'.md': 'markdown', '.markdown': 'markdown', '.rst': 'rst', '.txt': 'text', '.text': 'text', '.html': 'html', '.htm': 'html', '.py': 'python',
          '.jsonl': 'jsonl', '.jsonl.gz': 'jsonl'}
 PROSE_FILES = ('README', 'LICENSE', 'LICENCE', 'COPYING', 'NOTICE', 'CHANGES', 'CHANGELOG', 'HISTORY', 'NEWS', 'AUTHORS')
@@ -170,6 +186,12 @@ def _rank(f: SourceFile) -> tuple[int, str]:
     "Files given by name come first, then prose, then Python; inside a class a hash of the name shuffles, the same on every machine"
     return (0 if f.kind == 'jsonl' else 2 if f.kind in ('python', 'docstrings') else 1), hashlib.sha256(f.name.encode()).hexdigest()
 
+# %% ../../nbs/1_corpus/01_documents.ipynb #ce0d43d9
+def _as_docstrings(f: SourceFile, share: float) -> SourceFile:
+    "Some Python files are read for their documentation alone; the hash of the name decides which"
+    take = f.kind == 'python' and int(hashlib.sha256(f.name.encode()).hexdigest()[-8:], 16) < share * 16**8
+    return replace(f, kind='docstrings') if take else f
+
 # %% ../../nbs/1_corpus/01_documents.ipynb #553ce242
 @dataclass(frozen=True)
 class Selection:
@@ -194,12 +216,6 @@ def select_files(
         if len(chosen) == max_files or f.bytes > room: continue
         chosen.append(_as_docstrings(f, docstrings)); room -= f.bytes
     return Selection(chosen, len(files) - len(fits), len(fits) - len(chosen))
-
-# %% ../../nbs/1_corpus/01_documents.ipynb #ce0d43d9
-def _as_docstrings(f: SourceFile, share: float) -> SourceFile:
-    "Some Python files are read for their documentation alone; the hash of the name decides which"
-    take = f.kind == 'python' and int(hashlib.sha256(f.name.encode()).hexdigest()[-8:], 16) < share * 16**8
-    return replace(f, kind='docstrings') if take else f
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #3d528d70
 def manifest(

@@ -1,4 +1,4 @@
-"""Which language a text is in, decided offline from its letters, among the languages that the corpus wants.
+"""Which language a text is in, decided offline from its bytes, among the languages that the corpus wants.
 
 Docs: https://labkit.github.io/labkit/nbs/1_corpus/language.html.md"""
 
@@ -13,6 +13,17 @@ from collections.abc import Sequence
 from ..core.settings import UserError
 
 # %% ../../nbs/1_corpus/05_language.ipynb #60b4b852
+LANGUAGES = ('en', 'zh', 'de', 'fr', 'es', 'it', 'pt', 'ru', 'ja', 'ko', 'nl', 'pl', 'tr', 'ar', 'hi') # told apart by default
+
+@functools.cache
+def _identifier(languages: tuple[str, ...]):
+    from py3langid.langid import LanguageIdentifier, MODEL_FILE
+    ident = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    try: ident.set_languages(list(languages))
+    except ValueError as e: raise UserError(f'languages: {e}; expected ISO 639-1 codes that py3langid knows, such as en or zh') from None
+    return ident
+
+# %% ../../nbs/1_corpus/05_language.ipynb #e9d2e285
 LANGUAGES = ('en', 'zh', 'de', 'fr', 'es', 'it', 'pt', 'ru', 'ja', 'ko', 'nl', 'pl', 'tr', 'ar', 'hi') # told apart by default
 
 @functools.cache

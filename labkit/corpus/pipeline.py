@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/pipeline.html.md"""
 
 # %% auto #0
 __all__ = ['STEPS', 'CorpusSettings', 'Work', 'Tally', 'size_of', 'extract', 'rules', 'reader', 'dedup', 'tokenizer', 'is_valid',
-           'shards', 'fingerprints', 'run_step', 'choose', 'run_corpus', 'nothing_left', 'main']
+           'shards', 'fingerprints', 'run_step', 'choose', 'nothing_left', 'run_corpus', 'main']
 
 # %% ../../nbs/1_corpus/09_pipeline.ipynb #5971dbe9
 import errno, hashlib, json, sys, time
@@ -60,6 +60,22 @@ class Work:
     def path(self, name: str) -> Path: return self.out/'steps'/name
 
 # %% ../../nbs/1_corpus/09_pipeline.ipynb #abb7e235
+@dataclass
+class Tally:
+    "What went into a step, what came out, and why the rest fell"
+    n_in: int = 0                                        # documents in
+    n_out: int = 0                                       # documents out
+    bytes_in: int = 0                                    # UTF-8 bytes in
+    bytes_out: int = 0                                   # UTF-8 bytes out
+    why: Counter = field(default_factory=Counter)        # reason -> documents
+    fallen: list[dict] = field(default_factory=list)     # one row for each document that fell
+    def take(self, size: int) -> None: self.n_in += 1; self.bytes_in += size
+    def keep(self, size: int) -> None: self.n_out += 1; self.bytes_out += size
+    def drop(self, id: str, why: str, **more) -> None: self.why[why] += 1; self.fallen.append(dict(id=id, why=why, **more))
+
+def size_of(text: str) -> int: return len(text.encode('utf-8', 'surrogatepass'))
+
+# %% ../../nbs/1_corpus/09_pipeline.ipynb #7d8cedda
 @dataclass
 class Tally:
     "What went into a step, what came out, and why the rest fell"
@@ -218,6 +234,21 @@ def fingerprints(
         out[step.__name__] = h.hexdigest()[:16]
     return out
 
+# %% ../../nbs/1_corpus/09_pipeline.ipynb #c61dbf27
+STEPS = {extract: ('max_files', 'max_mb', 'max_file_kb', 'docstrings', 'languages'), rules: ('profile', 'bands', 'rows'), dedup: ('jaccard',),
+         tokenizer: ('vocab_size', 'tokenizer_mb'), shards: ('valid_share',)} # each step, and the settings that decide its result
+
+def fingerprints(
+    settings: CorpusSettings, # of the run
+    sha256: str,              # of the manifest: which files are read
+) -> dict[str, str]: # step -> hash
+    "What each step's result depends on: its own settings, everything before it, and labkit's version"
+    out, h = {}, hashlib.sha256(f'{__version__} {sha256}'.encode())
+    for step, names in STEPS.items():
+        h.update(repr([(n, getattr(settings, n)) for n in names]).encode())
+        out[step.__name__] = h.hexdigest()[:16]
+    return out
+
 # %% ../../nbs/1_corpus/09_pipeline.ipynb #9210c116
 def _done(path: Path, fingerprint: str) -> dict | None:
     "Summary of a step that was finished with the same settings"
@@ -266,6 +297,14 @@ def _line(row: dict, before: bool) -> str:
     left = f"{row['n_in']:>6,} → {row['n_out']:>6,}  {human(row['bytes_in'], 'B'):>8} → {human(row['bytes_out'], 'B'):>8}" if row['n_in'] else f"{row['vocab_size']:,} tokens"
     return f"{row['step']:10}{left:40}{'done before' if before else str(row['seconds']) + ' s'}"
 
+# %% ../../nbs/1_corpus/09_pipeline.ipynb #2958cf00
+def nothing_left(
+    row: dict, # summary of a step that let nothing through
+) -> str:
+    "What to say when a step lets nothing through"
+    why = ', '.join(f'{k} ({n})' for k, n in list(row['why'].items())[:5]) or 'nothing came in'
+    return f"step '{row['step']}' left none of {row['n_in']} documents: {why}"
+
 # %% ../../nbs/1_corpus/09_pipeline.ipynb #cb1456dc
 def run_corpus(
     settings: CorpusSettings = CorpusSettings(), # what to read, how to judge it, where to write
@@ -282,14 +321,6 @@ def run_corpus(
         say(_line(rows[-1], before=row is not None))
         if not rows[-1]['n_out'] and step is not tokenizer: raise UserError(nothing_left(rows[-1]))
     return write_report(work.out, asdict(settings), [work.found, *rows])
-
-# %% ../../nbs/1_corpus/09_pipeline.ipynb #2958cf00
-def nothing_left(
-    row: dict, # summary of a step that let nothing through
-) -> str:
-    "What to say when a step lets nothing through"
-    why = ', '.join(f'{k} ({n})' for k, n in list(row['why'].items())[:5]) or 'nothing came in'
-    return f"step '{row['step']}' left none of {row['n_in']} documents: {why}"
 
 # %% ../../nbs/1_corpus/09_pipeline.ipynb #b4ec1068
 def main(
