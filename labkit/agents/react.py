@@ -121,7 +121,7 @@ class Move:
     fault: str | None = None      # what to tell the model about a reply that can't be understood
 
 # %% ../../nbs/8_agents/04_react.ipynb #071c6b38
-_MARKUP = re.compile(r'<(?=/?tool_(?:call|response)>|\|)', re.I)
+_MARKUP = re.compile(r'<(?=/?tool_(?:call|response)|\|)', re.I)
 
 def quoted(
     text: str, # from outside: a tool's answer
