@@ -185,4 +185,4 @@ def test_same_seed_same_model_and_residual_projections_are_smaller():
     torch.manual_seed(5); b = Transformer(preset('lab-1m'))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
     mlp = a.layers[0].mlp
-    assert mlp.up_proj.weight.std().item() == pytest.approx(.02, rel=.05) and mlp.down_proj.weight.std().item() == pytest.approx(.02/6**.5, rel=.05)
+    assert mlp.up_proj.weight.std().item() == pytest.approx(128**-.5, rel=.05) and mlp.down_proj.weight.std().item() == pytest.approx(128**-.5/6**.5, rel=.05)

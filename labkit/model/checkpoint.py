@@ -1,4 +1,4 @@
-"""What is in a checkpoint folder, byte by byte; how InternLM2 packs q, k and v; loading and saving so that transformers reads it.
+"""A folder with a JSON file and raw numbers: what is in it byte by byte, how InternLM2 packs q, k and v into one matrix, and how to read and write it so that everybody else can too.
 
 Docs: https://labkit.github.io/labkit/nbs/2_model/checkpoint.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/2_model/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'CheckpointError', 'load_config', 'shard_files', 'read_tensors', 'split_wqkv', 'merge_wqkv',
-           'from_hf_tensors', 'load_model', 'to_hf_tensors', 'write_model', 'save_model', 'embedded_file', 'open_model']
+           'from_hf_tensors', 'to_hf_tensors', 'load_model', 'write_model', 'save_model', 'embedded_file', 'open_model']
 
 # %% ../../nbs/2_model/04_checkpoint.ipynb #44b1aeb4
 import importlib.metadata, json, re, torch
@@ -109,19 +109,6 @@ def from_hf_tensors(
         if t.shape[0] != rows: raise CheckpointError(f'{where}: tensor {name} has shape {tuple(t.shape)}, the config asks for {rows} rows')
         for part, w in zip('qkv', split_wqkv(t, cfg)): yield name.replace('attention.wqkv', f'self_attn.{part}_proj'), w
 
-# %% ../../nbs/2_model/04_checkpoint.ipynb #268733ff
-def load_model(
-    folder: str | Path,                  # a checkpoint folder in Hugging Face's layout
-    device: str | torch.device = 'cpu',  # where the weights go
-    dtype: torch.dtype = torch.float32,  # numbers they become
-) -> Transformer:
-    "Read a model, tensor by tensor: beside the model itself only one tensor is in memory; raises `UserError`"
-    folder = Path(folder)
-    if not folder.is_dir(): raise CheckpointError(f'{folder}: no such folder')
-    cfg = load_config(folder)
-    pairs = (pair for path in shard_files(folder) for pair in read_tensors(path))
-    return from_tensors(cfg, from_hf_tensors(pairs, cfg, str(folder)), str(folder), device, dtype)
-
 # %% ../../nbs/2_model/04_checkpoint.ipynb #51d7ed6d
 def to_hf_tensors(
     state: dict[str, Tensor], # a `Transformer`'s state dict
@@ -136,6 +123,19 @@ def to_hf_tensors(
             name, t = f'{m[1]}attention.wqkv.{m[3]}', merge_wqkv(q, k, v, cfg)
         name = _swap(name, old)
         yield name if name.startswith(('lm_head.', 'output.')) else f'model.{name}', t
+
+# %% ../../nbs/2_model/04_checkpoint.ipynb #268733ff
+def load_model(
+    folder: str | Path,                  # a checkpoint folder in Hugging Face's layout
+    device: str | torch.device = 'cpu',  # where the weights go
+    dtype: torch.dtype = torch.float32,  # numbers they become
+) -> Transformer:
+    "Read a model, tensor by tensor: beside the model itself only one tensor is in memory; raises `UserError`"
+    folder = Path(folder)
+    if not folder.is_dir(): raise CheckpointError(f'{folder}: no such folder')
+    cfg = load_config(folder)
+    pairs = (pair for path in shard_files(folder) for pair in read_tensors(path))
+    return from_tensors(cfg, from_hf_tensors(pairs, cfg, str(folder)), str(folder), device, dtype)
 
 # %% ../../nbs/2_model/04_checkpoint.ipynb #dcec5311
 def _pack(pairs: Iterable[tuple[str, Tensor]], limit: int) -> list[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Metadata, tokenizer and 4-bit weights in one memory-mapped file: read it by hand, block by block.
+"""Metadata, tokenizer and packed 4-bit weights in one file that is mapped, not read: take it apart by hand, block by block, and run what is inside.
 
 Docs: https://labkit.github.io/labkit/nbs/2_model/gguf.html.md"""
 
