@@ -1,4 +1,4 @@
-"""OpenCompass configurations.
+"""A data set in OpenCompass is a Python dict: where the items are, how a prompt is made of them, how the answer is judged. This page reads such dicts, without OpenCompass.
 
 Docs: https://labkit.github.io/labkit/nbs/7_evaluate/opencompass.html.md"""
 
@@ -6,10 +6,10 @@ Docs: https://labkit.github.io/labkit/nbs/7_evaluate/opencompass.html.md"""
 
 # %% auto #0
 __all__ = ['CHAT_ROLES', 'INFERENCERS', 'RETRIEVERS', 'EVALUATORS', 'POSTPROCESSORS', 'ConfigError', 'fill', 'is_meta', 'turns',
-           'as_text', 'as_messages', 'examples', 'option', 'Task', 'prompt_version', 'read_items', 'golds', 'build',
-           'multiple_choice', 'generative', 'make_inferencer', 'Name', 'load_config']
+           'as_text', 'as_messages', 'examples', 'option', 'make_inferencer', 'Task', 'prompt_version', 'read_items',
+           'golds', 'multiple_choice', 'generative', 'build', 'Name', 'load_config']
 
-# %% ../../nbs/7_evaluate/04_opencompass.ipynb #4a11188b
+# %% ../../nbs/7_evaluate/04_opencompass.ipynb #0e8c0cd0
 import builtins, hashlib, json, re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,11 @@ from .datasets import ItemSet, load_items, take_range
 from .inferencers import GEN, LL, PPL, Ask
 from .metrics import chrf, contains, equal, exact_match, f1, first_capital, first_line, first_option, last_number, rouge_l
 
+# %% ../../nbs/7_evaluate/04_opencompass.ipynb #4a8c3650
 class ConfigError(UserError):
     "A data set configuration that can't be: the message names the data set, the key, and what is allowed"
 
+# %% ../../nbs/7_evaluate/04_opencompass.ipynb #49dd402a
 def fill(text: str, row: Mapping) -> str:
     "Put a row's columns into `{column}`; other braces stay as they are"
     return re.sub(r'\{(\w+)\}', lambda m: str(row[m[1]]) if m[1] in row else m[0], text)
@@ -38,6 +40,7 @@ def turns(template, row: Mapping, ice: bool = False) -> list[dict]:
     parts = [*as_list(template.get('begin', [])) * (not ice), *template['round'], *as_list(template.get('end', [])) * (not ice)]
     return [dict(role='', prompt=fill(p, row)) if isinstance(p, str) else {**p, 'prompt': fill(p.get('prompt', ''), row)} for p in parts]
 
+# %% ../../nbs/7_evaluate/04_opencompass.ipynb #35a77c77
 def as_text(parts: Sequence[dict], meta: Mapping | None = None) -> str:
     "Turns as one text: joined by newlines, or dressed by the model's meta template, which ends where the model goes on"
     if not meta: return '\n'.join(p['prompt'] for p in parts if p['prompt'])
@@ -57,6 +60,7 @@ def as_messages(parts: Sequence[dict]) -> tuple[dict, ...]:
     kept = parts[:-1] if parts[-1]['role'] == 'BOT' else parts
     return tuple(dict(role=CHAT_ROLES[p['role']], content=p['prompt']) for p in kept)
 
+# %% ../../nbs/7_evaluate/04_opencompass.ipynb #3db57894
 def examples(infer: Mapping, items: ItemSet, output: str) -> str:
     "The in-context examples that the retriever picks, as text"
     ids, ice = infer['retriever'].get('fix_id_list', ()), infer.get('ice_template')
@@ -74,6 +78,7 @@ def _prompt(template, row, ice: str, spec: Mapping, meta) -> str:
     text = as_text(turns(template, row), meta)
     return text.replace(spec['ice_token'], ice) if spec.get('ice_token') else ice + text
 
+# %% ../../nbs/7_evaluate/04_opencompass.ipynb #24974ed5
 def option(template, row: Mapping, label: str, ice: str, spec: Mapping, output: str, meta=None) -> tuple[str, str]:
     "Context and continuation of one option; without a `sep_token` all is continuation"
     chosen = template[label] if isinstance(template, Mapping) and not is_meta(template) else template
@@ -81,12 +86,16 @@ def option(template, row: Mapping, label: str, ice: str, spec: Mapping, output: 
     if sep and sep in text: context, _, answer = text.partition(sep); return context, answer
     return '', text
 
+# %% ../../nbs/7_evaluate/04_opencompass.ipynb #e043e4b8
 INFERENCERS = ('PPLInferencer', 'LLInferencer', 'GenInferencer')
 RETRIEVERS = ('ZeroRetriever', 'FixKRetriever')
+
 EVALUATORS = {'AccEvaluator': ('accuracy', equal), 'EMEvaluator': ('exact_match', exact_match), 'ContainsEvaluator': ('contains', contains),
               'F1Evaluator': ('f1', f1), 'RougeEvaluator': ('rouge_l', rouge_l), 'ChrfEvaluator': ('chrf', chrf)}
+
 POSTPROCESSORS = {'first_line': first_line, 'first-capital': first_capital, 'first_option': first_option, 'last_number': last_number, 'strip': str.strip}
 
+# %% ../../nbs/7_evaluate/04_opencompass.ipynb #ce9a95c5
 def _named(kind, table, where: str):
     "An entry of a table by name (the last part of a dotted one), or a function as it is"
     if callable(kind) and not isinstance(kind, str): return kind
@@ -102,6 +111,14 @@ def _need(cfg: Mapping, path: str):
         at = at[key]
     return at
 
+def make_inferencer(kind: str, spec: Mapping, post: Mapping | None, name: str):
+    "The inferencer that a config names, with its options"
+    if kind == 'PPLInferencer': return PPL()
+    if kind == 'LLInferencer': return LL(spec.get('per', 'text'))
+    read = _named((post or {}).get('type', 'strip'), POSTPROCESSORS, f'{name}: eval_cfg.pred_postprocessor')
+    return GEN(Sampling(max_tokens=spec.get('max_out_len', 64), stop=tuple(spec.get('stopping_criteria', ())), **spec.get('generation_kwargs', {})), read)
+
+# %% ../../nbs/7_evaluate/04_opencompass.ipynb #c6a84df9
 @dataclass(frozen=True)
 class Task:
     "A data set, ready to be asked"
@@ -119,6 +136,8 @@ def prompt_version(cfg: Mapping) -> str:
     text = json.dumps([cfg['infer_cfg'], cfg['eval_cfg']], sort_keys=True, ensure_ascii=False, default=lambda f: getattr(f, '__qualname__', repr(f)))
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 
+_OWN = ('abbr', 'type', 'path', 'reader_cfg', 'infer_cfg', 'eval_cfg', 'name', 'dimension', 'n', 'k', 'mode')
+
 def read_items(cfg: Mapping, limit: int = 0) -> ItemSet:
     "Load what the config's `type` and `path` name, keep its ranges and the first `limit` items (0: all), check its columns"
     reader, options = _need(cfg, 'reader_cfg'), {k: v for k, v in cfg.items() if k not in _OWN}
@@ -130,12 +149,22 @@ def read_items(cfg: Mapping, limit: int = 0) -> ItemSet:
         if lacks := [c for c in (*reader['input_columns'], reader['output_column']) if c not in row]: raise ConfigError(f"{cfg['abbr']}: item {row.get('id')} has no column {', '.join(lacks)}; it has {', '.join(row)}")
     return ItemSet(cfg['abbr'], test[:limit or None], train)
 
-_OWN = ('abbr', 'type', 'path', 'reader_cfg', 'infer_cfg', 'eval_cfg', 'name', 'dimension', 'n', 'k', 'mode')
-
 def golds(row: Mapping, output: str) -> tuple:
     "Right answers of a row: its output column and, where it has them, its aliases"
     first = row[output]
     return (*(first if isinstance(first, (list, tuple)) else (first,)), *row.get('aliases', ()))
+
+# %% ../../nbs/7_evaluate/04_opencompass.ipynb #34998a1f
+def multiple_choice(row, spec, ice, output, meta, chat) -> Ask:
+    t = spec['template']
+    labels = list(t) if isinstance(t, Mapping) and not is_meta(t) else row.get('labels') or ()
+    if not labels: raise ConfigError(f"item {row.get('id')}: a multiple-choice template needs one entry a label, or the row a column 'labels'")
+    return Ask(row['id'], golds(row, output), options={l: option(t, row, l, ice, spec, output, meta) for l in labels})
+
+def generative(row, spec, ice, output, meta, chat) -> Ask:
+    t, hidden = spec['template'], {**row, output: ''}
+    if chat: return Ask(row['id'], golds(row, output), as_messages([*([dict(role='', prompt=ice)] if ice else []), *turns(t, hidden)]))
+    return Ask(row['id'], golds(row, output), _prompt(t, hidden, ice, spec, meta))
 
 def build(
     cfg: Mapping,                # a data set configuration
@@ -152,28 +181,12 @@ def build(
     ice = examples(infer, items, output)
     make = generative if kind == 'GenInferencer' else multiple_choice
     asks = tuple(make(row, spec, ice, output, meta, chat) for row in items.test)
-    metric, judge = _named(_need(cfg, 'eval_cfg.evaluator.type'), EVALUATORS, f'{name}: eval_cfg.evaluator')
+    found = _named(_need(cfg, 'eval_cfg.evaluator.type'), EVALUATORS, f'{name}: eval_cfg.evaluator')
+    metric, judge = (found.__name__, found) if callable(found) else found
     inferencer = make_inferencer(kind, infer['inferencer'], cfg['eval_cfg'].get('pred_postprocessor'), name)
     return Task(name, prompt_version(cfg), inferencer.mode, metric, asks, inferencer, judge, cfg.get('dimension', ''))
 
-def multiple_choice(row, spec, ice, output, meta, chat) -> Ask:
-    t = spec['template']
-    labels = list(t) if isinstance(t, Mapping) and not is_meta(t) else row.get('labels') or ()
-    if not labels: raise ConfigError(f"item {row.get('id')}: a multiple-choice template needs one entry a label, or the row a column 'labels'")
-    return Ask(row['id'], golds(row, output), options={l: option(t, row, l, ice, spec, output, meta) for l in labels})
-
-def generative(row, spec, ice, output, meta, chat) -> Ask:
-    t, hidden = spec['template'], {**row, output: ''}
-    if chat: return Ask(row['id'], golds(row, output), as_messages([*([dict(role='', prompt=ice)] if ice else []), *turns(t, hidden)]))
-    return Ask(row['id'], golds(row, output), _prompt(t, hidden, ice, spec, meta))
-
-def make_inferencer(kind: str, spec: Mapping, post: Mapping | None, name: str):
-    "The inferencer that a config names, with its options"
-    if kind == 'PPLInferencer': return PPL()
-    if kind == 'LLInferencer': return LL(spec.get('per', 'text'))
-    read = _named((post or {}).get('type', 'strip'), POSTPROCESSORS, f'{name}: eval_cfg.pred_postprocessor')
-    return GEN(Sampling(max_tokens=spec.get('max_out_len', 64), stop=tuple(spec.get('stopping_criteria', ())), **spec.get('generation_kwargs', {})), read)
-
+# %% ../../nbs/7_evaluate/04_opencompass.ipynb #d7668ad1
 class Name(str):
     "A name that a config file imports from OpenCompass: it stands for itself"
     def __getattr__(self, key):
@@ -183,15 +196,8 @@ class Name(str):
     def __enter__(self): return self
     def __exit__(self, *exc): return None
 
-def load_config(
-    path: str | Path, # a .py file in OpenCompass's form: variables named `…datasets` hold lists of configs
-) -> list[dict]:      # its configs
-    "Run a configuration file (it is a program: load only files that you would run) and collect its data sets; OpenCompass need not be installed"
-    space = _run_config(Path(path))
-    found = [cfg for k, v in space.items() if k.endswith('datasets') and isinstance(v, (list, tuple)) for cfg in v if isinstance(cfg, Mapping)]
-    unique = {id(c): c for c in found}
-    if not unique: raise ConfigError(f"{path}: defines no list whose name ends in 'datasets'")
-    return list(unique.values())
+class _Module:
+    def __init__(self, space): self.__dict__.update(space)
 
 def _run_config(path: Path) -> dict:
     def fetch(name, globals=None, locals=None, fromlist=(), level=0):
@@ -204,5 +210,12 @@ def _run_config(path: Path) -> dict:
     exec(code, space)
     return space
 
-class _Module:
-    def __init__(self, space): self.__dict__.update(space)
+def load_config(
+    path: str | Path, # a .py file in OpenCompass's form: variables named `…datasets` hold lists of configs
+) -> list[dict]:      # its configs
+    "Run a configuration file (it is a program: load only files that you would run) and collect its data sets; OpenCompass need not be installed"
+    space = _run_config(Path(path))
+    found = [cfg for k, v in space.items() if k.endswith('datasets') and isinstance(v, (list, tuple)) for cfg in v if isinstance(cfg, Mapping)]
+    unique = {id(c): c for c in found}
+    if not unique: raise ConfigError(f"{path}: defines no list whose name ends in 'datasets'")
+    return list(unique.values())

@@ -1,4 +1,4 @@
-"""Records.
+"""Every answer is a line on disk as soon as it is known; a run that was interrupted asks only what is missing.
 
 Docs: https://labkit.github.io/labkit/nbs/7_evaluate/store.html.md"""
 
@@ -7,12 +7,13 @@ Docs: https://labkit.github.io/labkit/nbs/7_evaluate/store.html.md"""
 # %% auto #0
 __all__ = ['Store']
 
-# %% ../../nbs/7_evaluate/05_store.ipynb #5b04b0c2
+# %% ../../nbs/7_evaluate/05_store.ipynb #f24f5624
 import json, os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from ..core.settings import UserError
 
+# %% ../../nbs/7_evaluate/05_store.ipynb #940d4241
 class Store:
     "One JSON line an item, written as soon as it is known; opening the file again finds what is done"
     def __init__(self,
@@ -20,13 +21,11 @@ class Store:
     ):
         self.path, self.rows = Path(path), {}
         if not self.path.exists(): return
-        whole = 0
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            try: row = json.loads(line) if line.endswith(b'\n') else None
-            except ValueError: row = None
-            if row is None: break
-            self.rows[row['id']] = row; whole += len(line)
-        if whole < self.path.stat().st_size: os.truncate(self.path, whole) # what an interruption left half-written
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b'\n'): os.truncate(self.path, self.path.stat().st_size - len(lines.pop())) # what an interruption left
+        for n, line in enumerate(lines, 1):
+            try: row = json.loads(line); self.rows[row['id']] = row
+            except (ValueError, KeyError, TypeError): raise UserError(f'{self.path}:{n}: not a record; mend the line or delete the file to ask again') from None
     def __len__(self): return len(self.rows)
     def __contains__(self, id: str): return id in self.rows
     def __getitem__(self, id: str) -> dict: return self.rows[id]
