@@ -86,6 +86,8 @@ def test_full_disk_by_file_size_limit(small):
     code = f'''
         import resource, sys
         from labkit.cli import main
+        from labkit.corpus.language import LANGUAGES, identify
+        identify('a', LANGUAGES), identify('a', ('en', 'zh')) # py3langid unpacks its model into a temporary file
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         sys.exit(main(['corpus', {str(samples("corpus"))!r}, 'env:numpy', '--out', {str(small.out)!r}, '--max-mb', '1']))'''
     p = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
@@ -125,3 +127,8 @@ def test_split_is_about_as_asked_and_stable():
     ids = [f'doc {i}' for i in range(20_000)]
     n = sum(is_valid(i, .02) for i in ids)
     assert abs(n - 400) < 5 * 20 and all(is_valid(i, .05) for i in ids if is_valid(i, .02)), 'a larger share contains the smaller one'
+
+@pytest.mark.parametrize('change', [dict(vocab_size=100), dict(valid_share=1.), dict(bands=0), dict(languages=('en', 'klingon')), dict(max_files=0), dict(jaccard=1.5)])
+def test_settings_that_cannot_work_are_refused_at_once(small, change):
+    with pytest.raises(UserError, match=f'{next(iter(change))}|klingon'): run_corpus(replace(small, **change), say=quiet)
+    assert not small.out.exists()

@@ -38,7 +38,7 @@ def text_id(
 def _parse(raw: bytes) -> dict:
     "A line as a JSON object that UTF-8 can hold; raises `ValueError`"
     try: row = json.loads(raw)
-    except json.JSONDecodeError as e: raise ValueError(f'not JSON: {e.msg} at column {e.colno}') from None
+    except json.JSONDecodeError as e: raise ValueError(f'not JSON: {e.msg.removesuffix(" at")} at column {e.colno}') from None
     except RecursionError: raise ValueError('JSON nested too deeply') from None
     if not isinstance(row, dict): raise ValueError(f'expected a JSON object, found {type(row).__name__}')
     if b'\\ud' in raw.lower(): json.dumps(row, ensure_ascii=False).encode() # half a surrogate pair raises UnicodeEncodeError, a ValueError

@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/pipeline.html.md"""
 
 # %% auto #0
 __all__ = ['STEPS', 'CorpusSettings', 'Work', 'Tally', 'size_of', 'extract', 'rules', 'reader', 'dedup', 'tokenizer', 'is_valid',
-           'shards', 'fingerprints', 'run_step', 'choose', 'nothing_left', 'run_corpus', 'main']
+           'shards', 'fingerprints', 'run_step', 'check', 'choose', 'nothing_left', 'run_corpus', 'main']
 
 # %% ../../nbs/1_corpus/09_pipeline.ipynb #5971dbe9
 import errno, hashlib, json, sys, time
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 import numpy as np, tyro
 from .. import __version__
 from ..core.files import read_jsonl, replacing, samples, write_jsonl
@@ -23,11 +24,11 @@ from ..core.settings import RunSettings, UserError, from_command_line, load
 from .dedup import MinHash, cluster, exact_key, keep_one, shingles, signature
 from .documents import Document, find_files, manifest, read_documents, select_files, write_documents
 from .extract import Unreadable, read_file
-from .language import identify
+from .language import LANGUAGES, identify
 from .report import write_report
 from .rules import broken, rules_for
 from .signals import cut, measure
-from .tokens import Shards, Tokenizer, train_tokenizer, write_shards
+from .tokens import SPECIAL, Tokenizer, train_tokenizer, write_shards
 
 # %% ../../nbs/1_corpus/09_pipeline.ipynb #ee003c71
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class CorpusSettings:
     max_file_kb: int = 200            # a larger file is left out
     docstrings: float = 0.5           # share of the Python files read for their documentation alone
     languages: tuple[str, ...] = ('en', 'zh') # languages kept (code is not asked)
-    profile: str = 'technical'        # rules: technical, gopher, c4, fineweb or none
+    profile: Literal['technical', 'gopher', 'c4', 'fineweb', 'none'] = 'technical' # rules that prose is held against
     jaccard: float = 0.8              # similarity from which two documents are the same
     bands: int = 14                   # of the MinHash signature
     rows: int = 8                     # numbers in a band
@@ -114,10 +115,10 @@ def _unique(docs: Iterable[Document]) -> Iterator[Document]:
 # %% ../../nbs/1_corpus/09_pipeline.ipynb #b287aa5c
 def extract(work: Work, tally: Tally) -> dict:
     "Read the files and find the language of each"
-    s, languages = work.settings, Counter()
+    s, languages, among = work.settings, Counter(), tuple(dict.fromkeys((*LANGUAGES, *work.settings.languages)))
     def kept():
         for d in _unique(d for f in track(work.files, 'extract', unit='file') for d in _read(f, tally)):
-            code, p = ('', 0.) if d.metadata.get('kind') == 'python' else identify(d.text)
+            code, p = ('', 0.) if d.metadata.get('kind') == 'python' else identify(d.text, among)
             languages[code or 'code'] += 1
             if code and code not in s.languages: tally.drop(d.id, 'other language', detail=f'{code}, p = {p:.2f}'); continue
             tally.keep(size_of(d.text)); yield replace(d, language=code)
@@ -277,6 +278,17 @@ def run_step(
         raise UserError(f"{work.out}: no room to write ({e.strerror}); step '{step.__name__}' was not finished. Free some space and run again: finished steps are kept") from e
     return row
 
+# %% ../../nbs/1_corpus/09_pipeline.ipynb #aa8331ce
+def check(
+    settings: CorpusSettings, # of the run
+) -> None:
+    "Say now what would only fail minutes later; raises `UserError`"
+    for name, low, high in (('max_files', 1, 1e9), ('max_mb', 0, 1e9), ('docstrings', 0, 1), ('jaccard', 0, 1), ('bands', 1, 1000), ('rows', 1, 1000),
+                            ('vocab_size', 256 + len(SPECIAL), 2**31), ('valid_share', 0, .9)):
+        value = getattr(settings, name)
+        if not low <= value <= high: raise UserError(f'[corpus] {name} = {value}: expected a number from {low} to {high:g}')
+    identify('a', settings.languages)
+
 # %% ../../nbs/1_corpus/09_pipeline.ipynb #c9f9efec
 def choose(
     settings: CorpusSettings, # of the run
@@ -312,6 +324,7 @@ def run_corpus(
     say: Callable[[str], None] = print,          # gets one line for each step
 ) -> dict: # the report, as report.json holds it
     "Run the steps that are not done yet, then write the report; raises `UserError`"
+    check(settings)
     work, rows = choose(settings), []
     say(_line(work.found | dict(seconds=0), False))
     work.path('').mkdir(parents=True, exist_ok=True)
