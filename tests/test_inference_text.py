@@ -139,3 +139,20 @@ def test_perplexity_of_a_model_that_knows_nothing():
 def test_quantize_names_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match='neither a folder'): main([str(tmp_path/'nothing'), '--out', str(tmp_path/'q')])
     assert not (tmp_path/'q').exists()
+
+def test_the_quantize_command_and_the_engine_on_its_result(tmp_path, capsys):
+    from labkit.core.settings import RunSettings
+    from labkit.inference.engine import Engine
+    from labkit.model.checkpoint import save_model
+    save_model(tiny(), tmp_path/'m', TOKENIZER)
+    text = tmp_path/'t.txt'; text.write_text('hello 你好 ' * 20)
+    assert main([str(tmp_path/'m'), '--out', str(tmp_path/'q'), '--text', str(text)]) == 0
+    said = capsys.readouterr().out
+    assert 'perplexity before' in said and 'perplexity after' in said and '→' in said
+    e = Engine.open(tmp_path/'q', run=RunSettings(device='cpu', threads=1))
+    assert 'w4' in e.stats()['weights'] and e.stats()['backend'] == 'numba'
+    assert len(e.generate(['hello'], Sampling(max_tokens=5, ignore_eos=True))[0].tokens) == 5
+
+def test_opening_what_is_not_there():
+    from labkit.inference.engine import Engine
+    with pytest.raises(UserError, match='neither a folder'): Engine.open('/nowhere/at/all')

@@ -140,9 +140,9 @@ def _make_runner(self: Engine):
     return plain if why else _compiled(NumbaRunner(self.model, self.cache, self.packed, torch_runner=plain))
 
 def _compiled(runner):
-    "The runner with its step compiled; says so where that takes more than a second"
+    "The runner with its step compiled; says so where that takes long"
     from labkit.inference.cpu import decode_step
-    note = threading.Timer(1.0, lambda: print('labkit: compiling the decode step for this CPU (about 10 s, the first time only) …', file=sys.stderr, flush=True))
+    note = threading.Timer(2.5, lambda: print('labkit: compiling the decode step for this CPU (about 10 s, the first time only) …', file=sys.stderr, flush=True))
     note.start()
     try: runner.compile()
     finally: note.cancel()

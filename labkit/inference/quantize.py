@@ -6,11 +6,11 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/quantize.html.md"""
 
 # %% auto #0
 __all__ = ['group_size', 'quantize_groups', 'dequantize_groups', 'pack', 'unpack', 'W4Linear', 'linears', 'quantize_model',
-           'model_bytes', 'kv8_attention', 'perplexity', 'config_of', 'save_quantized', 'quantization_of',
+           'twin', 'model_bytes', 'kv8_attention', 'perplexity', 'config_of', 'save_quantized', 'quantization_of',
            'load_quantized', 'QuantizeSettings', 'main']
 
 # %% ../../nbs/5_inference/02_quantize.ipynb #9f760ed0
-import json, math
+import copy, json, math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,6 +167,10 @@ def quantize_model(
     "Replace the matrices of all blocks by `W4Linear`; embedding, head and norms stay as they are"
     for n, m in linears(model): _put(model, n, W4Linear.of(m, group))
     return model
+
+def twin(model):
+    "A second model with the same weights, shared: quantizing it leaves the first one as it is"
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 def model_bytes(model) -> int:
     "Bytes of all parameters and buffers, shared ones once"
