@@ -50,7 +50,7 @@ def test_the_shipped_settings_are_valid_and_complete():
     root = Path(__file__).resolve().parents[1]/'settings.ini'
     for section, where in {'run': 'core.settings:RunSettings', 'corpus': 'corpus.pipeline:CorpusSettings', 'pretrain': 'pretrain.trainer:PretrainSettings',
                            'finetune': 'finetune.sft:FinetuneSettings', 'inference': 'inference.engine:EngineSettings', 'serve': 'serve.http:ServeSettings',
-                           'evaluate': 'evaluate.report:EvaluateSettings', 'agents': 'agents.react:AgentSettings', 'chain': 'chain.run:ChainSettings'}.items():
+                           'evaluate': 'evaluate.report:EvaluateSettings', 'agent': 'agents.react:AgentSettings', 'chain': 'chain.run:ChainSettings'}.items():
         module, cls = where.split(':')
         load(getattr(importlib.import_module(f'labkit.{module}'), cls), section, root)
 

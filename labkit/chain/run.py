@@ -19,7 +19,7 @@ from ..core.settings import RunSettings, SettingsError, UserError, as_ini, from_
 
 # %% ../../nbs/9_chain/01_chain.ipynb #247e7de6
 STAGES = ('corpus', 'pretrain', 'finetune', 'quantize', 'serve', 'evaluate', 'agent', 'report')
-NEEDS = {'pretrain': ('corpus',), 'quantize': ('finetune',), 'serve': ('quantize',), 'evaluate': ('finetune', 'quantize'), 'agent': ('quantize',)}
+NEEDS = {'pretrain': ('corpus',), 'quantize': ('corpus', 'finetune'), 'serve': ('quantize',), 'evaluate': ('finetune', 'quantize'), 'agent': ('quantize',)}
 
 # %% ../../nbs/9_chain/01_chain.ipynb #aa79329d
 @dataclass(frozen=True)
@@ -71,24 +71,23 @@ class Job:
 
 # %% ../../nbs/9_chain/01_chain.ipynb #9e920bd9
 SECTIONS = {
-    'corpus': ('corpus.pipeline:CorpusSettings',),
-    'pretrain': ('pretrain.trainer:PretrainSettings',),
-    'finetune': ('finetune.sft:FinetuneSettings',),
-    'quantize': ('inference.engine:EngineSettings',),
-    'serve': ('inference.engine:EngineSettings',),
-    'evaluate': ('inference.engine:EngineSettings', 'evaluate.report:EvaluateSettings'),
-    'agent': ('inference.engine:EngineSettings', 'agents.react:AgentSettings'),
-} # settings that a stage reads: 'module:class', the module's first part names the section
+    'corpus': {'corpus': 'corpus.pipeline:CorpusSettings'},
+    'pretrain': {'pretrain': 'pretrain.trainer:PretrainSettings'},
+    'finetune': {'finetune': 'finetune.sft:FinetuneSettings'},
+    'quantize': {},
+    'serve': {'inference': 'inference.engine:EngineSettings'},
+    'evaluate': {'inference': 'inference.engine:EngineSettings', 'evaluate': 'evaluate.report:EvaluateSettings'},
+    'agent': {'inference': 'inference.engine:EngineSettings', 'agent': 'agents.react:AgentSettings'},
+} # sections of settings.ini that a stage reads, and their dataclasses
 
 # %% ../../nbs/9_chain/01_chain.ipynb #380e4cd8
 def read_settings(job: Job) -> dict:
     "What a stage depends on besides the stages before it"
     found = dict(size=job.chain.size, run=vars(job.run))
-    for where in SECTIONS.get(job.name, ()):
+    for section, where in SECTIONS.get(job.name, {}).items():
         module, cls = where.split(':')
-        section = module.split('.')[0]
         found[section] = vars(job.settings(section, getattr(importlib.import_module(f'labkit.{module}'), cls)))
-    if job.name == 'agent': found['question'] = job.chain.question
+    if job.name == 'agent': found |= dict(question=job.chain.question, answer=job.chain.answer)
     return found
 
 # %% ../../nbs/9_chain/01_chain.ipynb #ed322627
