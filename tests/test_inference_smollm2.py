@@ -11,7 +11,7 @@ PROMPT, N = 'The history of the lighthouse begins', 200
 
 @pytest.fixture(scope='module')
 def engines():
-    run = RunSettings(device='cpu', threads=set_threads(0))
+    run = RunSettings(device='cpu', threads=set_threads(1))
     fast = Engine.open(run=run)
     assert fast.stats()['backend'] == 'numba' and 'q4_1' in fast.stats()['weights']
     return fast, Engine(fast.model, fast.tokenizer, EngineSettings(backend='torch', cache_tokens=1024))
