@@ -204,7 +204,7 @@ def radar(scores: Sequence[Score], title: str = ''): # a matplotlib figure
         line, = ax.plot([*angles, angles[0]], [*v, v[0]], label=m)
         ax.fill([*angles, angles[0]], [*v, v[0]], color=line.get_color(), alpha=.12)
     ax.set_theta_offset(math.pi / 2); ax.set_theta_direction(-1)
-    ax.set_xticks(angles, axes); ax.set_ylim(0, 100); ax.set_yticks([25, 50, 75, 100], ['25%', '50%', '75%', '100%'], fontsize=7)
+    ax.set_xticks(angles, axes); ax.tick_params(axis='x', pad=12); ax.set_ylim(0, 100); ax.set_yticks([25, 50, 75, 100], ['25%', '50%', '75%', '100%'], fontsize=7)
     ax.set_title(title or 'Mean score by dimension', pad=18); ax.legend(loc='lower left', bbox_to_anchor=(.9, -.1))
     plt.close(fig)
     return fig
