@@ -218,9 +218,9 @@ def test_the_console_in_a_terminal(model_dir):
         t.type('/help\n'); t.until('/reset'); t.until('> ')
         t.type('"""\none\ntwo\n"""\n'); t.until('… '); time.sleep(.5)
         t.type('\x03'); t.until('> ')                                   # Ctrl-C: the reply or the empty line, never the program
-        t.type('/reset\n'); t.until('a new conversation')
-        t.type('/nope\n'); t.until('no such command')
-        t.type('\x03'); t.until('/exit or Ctrl-D')
+        t.type('/reset\n'); t.until('a new conversation\r\n> ')
+        t.type('/nope\n'); t.until('lists them\r\n> ')
+        t.type('\x03'); t.until('leaves)\r\n> ')
         t.type('\x04')
         assert t.status() == 0
     finally: t.close()

@@ -113,19 +113,24 @@ def _turn(talk: Conversation, text: str):
     except UserError as e: return print(f'{e}\n(/reset begins anew)')
     print('' if done else ' … (stopped)')
 
+def _exchange(talk: Conversation, ask) -> bool: # False: leave
+    text = read_message(ask)
+    if not text.startswith('/'):
+        if text.strip(): _turn(talk, text)
+        return True
+    if (answer := obey(talk, text)) is not None: print(answer)
+    return answer is not None
+
 def repl(
     talk: Conversation, # where to begin
     ask: Callable[[str], str] = input, # prints a prompt and returns a line; raises EOFError at the end
 ) -> None:
     "Read, answer, until /exit or the end of the input"
     while True:
-        try: text = read_message(ask)
+        try:
+            if not _exchange(talk, ask): return
         except EOFError: return print()
-        except KeyboardInterrupt: print('\n(/exit or Ctrl-D leaves)'); continue
-        if text.startswith('/'):
-            if (answer := obey(talk, text)) is None: return
-            print(answer)
-        elif text.strip(): _turn(talk, text)
+        except KeyboardInterrupt: print('\n(/exit or Ctrl-D leaves)')
 
 # %% ../../nbs/6_serve/06_console.ipynb #84aab8f6
 @dataclass(frozen=True)

@@ -6,21 +6,19 @@ Docs: https://labkit.github.io/labkit/nbs/6_serve/openai_server.html.md"""
 
 # %% auto #0
 __all__ = ['ChatReply', 'as_error', 'error_response', 'explain_validation', 'EventStream', 'while_connected', 'begun', 'collect',
-           'merged', 'Api', 'EmbeddingRequest', 'TokenizeRequest', 'DetokenizeRequest', 'make_app', 'bind',
-           'StoppableServer', 'Server', 'serve_in_thread', 'ServeSettings', 'greeting', 'serve', 'main']
+           'merged', 'Api', 'make_app', 'bind', 'StoppableServer', 'Server', 'serve_in_thread', 'ServeSettings',
+           'greeting', 'serve', 'main']
 
 # %% ../../nbs/6_serve/04_openai_server.ipynb #4eb4bd31
 import asyncio, base64, contextlib, secrets, signal, socket, struct, threading, time, uuid
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from fastcore.basics import patch
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from tyro.conf import Positional
 from .. import __version__
@@ -276,25 +274,6 @@ async def _complete_events(self: Api, body, batches, heads: list[str], n_prompt:
         at[i] += len(text)
         return [{**head, 'choices': [completion_choice(i, text, p.finish_reason, lp)]}] if text or lp or p.finish_reason else []
     async for e in self._events(body, head, batches, chunks, n_prompt): yield e
-
-# %% ../../nbs/6_serve/04_openai_server.ipynb #b3431ddb
-class EmbeddingRequest(BaseModel):
-    "Body of POST /v1/embeddings"
-    input: str | list[int] | list[str] | list[list[int]]
-    model: str | None = None
-    encoding_format: Literal['float', 'base64'] = 'float'
-
-class TokenizeRequest(BaseModel):
-    "Body of POST /tokenize: a text or a conversation"
-    prompt: str | None = None
-    messages: list[Message] | None = None
-    tools: list[dict] | None = None
-    model: str | None = None
-
-class DetokenizeRequest(BaseModel):
-    "Body of POST /detokenize"
-    tokens: list[Annotated[int, Field(ge=0)]]
-    model: str | None = None
 
 # %% ../../nbs/6_serve/04_openai_server.ipynb #fdc70130
 @patch

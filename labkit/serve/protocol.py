@@ -6,10 +6,10 @@ Docs: https://labkit.github.io/labkit/nbs/6_serve/protocol.html.md"""
 
 # %% auto #0
 __all__ = ['Prompt', 'BYTE_OF', 'CALL_MARKS', 'ApiError', 'StreamOptions', 'Generation', 'CompletionRequest', 'Message',
-           'ToolName', 'ToolChoice', 'ChatRequest', 'refuse_unsupported', 'to_sampling', 'check_length', 'Token',
-           'Piece', 'token_bytes', 'token_text', 'chat_logprobs', 'completion_logprobs', 'new_head', 'usage', 'sse',
-           'chat_choice', 'chat_chunk', 'completion_choice', 'held_back', 'CallWatch', 'forced_start', 'tools_of',
-           'close_call']
+           'ToolName', 'ToolChoice', 'ChatRequest', 'EmbeddingRequest', 'TokenizeRequest', 'DetokenizeRequest',
+           'refuse_unsupported', 'to_sampling', 'check_length', 'Token', 'Piece', 'token_bytes', 'token_text',
+           'chat_logprobs', 'completion_logprobs', 'new_head', 'usage', 'sse', 'chat_choice', 'chat_chunk',
+           'completion_choice', 'held_back', 'CallWatch', 'forced_start', 'tools_of', 'close_call']
 
 # %% ../../nbs/6_serve/01_protocol.ipynb #81bacdbf
 import json, re, time, uuid
@@ -123,6 +123,25 @@ class ChatRequest(Generation):
     def top(self) -> int | None:
         "How many alternatives a token is reported with (None: no log-probabilities at all)"
         return (self.top_logprobs or 0) if self.logprobs else None
+
+# %% ../../nbs/6_serve/01_protocol.ipynb #d41a14f0
+class EmbeddingRequest(BaseModel):
+    "Body of POST /v1/embeddings"
+    input: str | list[int] | list[str] | list[list[int]]
+    model: str | None = None
+    encoding_format: Literal['float', 'base64'] = 'float'
+
+class TokenizeRequest(BaseModel):
+    "Body of POST /tokenize: a text or a conversation"
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    tools: list[dict] | None = None
+    model: str | None = None
+
+class DetokenizeRequest(BaseModel):
+    "Body of POST /detokenize"
+    tokens: list[Annotated[int, Field(ge=0)]]
+    model: str | None = None
 
 # %% ../../nbs/6_serve/01_protocol.ipynb #6f5e69b3
 def refuse_unsupported(
