@@ -1,4 +1,4 @@
-"""A minute of training on two CPU cores teaches a 135M model a name, a way of answering, and the use of tools.
+"""Under a minute of training on two CPU cores teaches a 135M model to call tools, also tools that it has never seen.
 
 Docs: https://labkit.github.io/labkit/nbs/4_finetune/sft.html.md"""
 
