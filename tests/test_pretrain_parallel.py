@@ -26,10 +26,10 @@ def losses(log): return [r['loss'] for r in read_jsonl(log) if 'loss' in r]
 @pytest.fixture(scope='module')
 def two(corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp('two')
-    return out, train(tiny(corpus, out, parallel='ddp:2', min_lr=2e-3), RUN, say=quiet) # a rate that does not depend on `steps`
+    return out, train(tiny(corpus, out, parallel='ddp:2', min_lr=1e-2), RUN, say=quiet) # a rate that does not depend on `steps`
 
 def test_two_processes_have_the_losses_of_one(two, corpus, tmp_path):
-    one = train(tiny(corpus, tmp_path, min_lr=2e-3), RUN, say=quiet)
+    one = train(tiny(corpus, tmp_path, min_lr=1e-2), RUN, say=quiet)
     assert losses(two[1].log) == pytest.approx(losses(one.log), abs=1e-5)
     assert two[1].valid_loss == pytest.approx(one.valid_loss, abs=1e-5) and two[1].tokens == one.tokens
 
@@ -48,7 +48,7 @@ def run_two(corpus, out, upto: str, **changes):
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds the ranks through /proc')
 def test_a_killed_rank_ends_the_run_with_one_message_and_it_goes_on_bit_for_bit(two, corpus, tmp_path):
-    p = run_two(corpus, tmp_path/'out', 'step 5/', steps=10**6, min_lr=2e-3, keep_last=10**6)
+    p = run_two(corpus, tmp_path/'out', 'step 5/', steps=10**6, min_lr=1e-2, keep_last=10**6)
     torchrun, = children(p.pid)
     os.kill(children(torchrun)[1], signal.SIGKILL)
     rest, err = p.communicate(timeout=40)
@@ -56,7 +56,7 @@ def test_a_killed_rank_ends_the_run_with_one_message_and_it_goes_on_bit_for_bit(
     for old in checkpoints(tmp_path/'out')[1:]: # go on from step 4, as if it had been killed right behind it
         for f in old.iterdir(): f.unlink()
         old.rmdir()
-    r = train(tiny(corpus, tmp_path/'out', parallel='ddp:2', min_lr=2e-3), RUN, say=quiet)
+    r = train(tiny(corpus, tmp_path/'out', parallel='ddp:2', min_lr=1e-2), RUN, say=quiet)
     assert r.resumed_from == 4
     assert_same_bits(weights(tmp_path/'out', 10), weights(two[0], 10))
 

@@ -28,7 +28,7 @@ def corpus(tmp_path_factory): return write_corpus(tmp_path_factory.mktemp('corpu
 
 def tiny(corpus, out, **changes):
     return PretrainSettings(**{**dict(data=corpus, out=out, model='lab-1m', layers=2, dim=16, heads=2, kv_heads=1, ffn_dim=32, steps=10, seq_len=16, batch_tokens=64,
-                            micro_batch=2, lr=2e-3, warmup=2, save_every=4, keep_last=3, log_every=1, eval_every=5, tensorboard=False), **changes})
+                            micro_batch=2, lr=1e-2, warmup=2, save_every=4, keep_last=3, log_every=1, eval_every=5, tensorboard=False), **changes})
 
 def weights(out, step): return load_file(Path(out)/f'step-{step}'/'model.safetensors'), torch.load(Path(out)/f'step-{step}'/'optimizer.pt', weights_only=True)['state']
 
@@ -50,7 +50,7 @@ def test_what_a_run_leaves(whole):
     rows = [x for x in read_jsonl(r.log) if 'loss' in x]
     assert [x['step'] for x in rows] == list(range(1, 11)) and rows[-1]['tokens'] == 640 == r.tokens
     assert set(rows[0]) == {'step', 'loss', 'lr', 'grad_norm', 'tokens', 'tokens_per_s', 'mfu', 'seconds'}
-    assert rows[-1]['loss'] < rows[0]['loss'] and r.valid_loss and loss_figure(r.log).axes[0].lines
+    assert sum(x['loss'] for x in rows[-3:]) < sum(x['loss'] for x in rows[:3]) and r.valid_loss and loss_figure(r.log).axes[0].lines
 
 def test_the_final_model_opens_in_transformers(whole):
     transformers = pytest.importorskip('transformers')
