@@ -107,6 +107,7 @@ def main(
     argv: list[str] | None = None, # arguments (default: the process's)
 ) -> int: # exit status
     "The `labkit` command"
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ('-h', '--help', 'help'): print(usage()); return 0 if argv else 2
     if argv[0] in ('-V', '--version'):
