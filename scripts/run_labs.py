@@ -16,7 +16,7 @@ def n_checks(nb: Path) -> int:
 
 def run(nb: Path, cache: str, save: bool) -> tuple[float, float, str]:
     "Seconds, peak memory of the largest process in GB, and the error if it failed"
-    env = os.environ | {'LABKIT_QUIET': '1', 'PYTHONWARNINGS': 'ignore', 'MPLBACKEND': 'agg', 'OMP_WAIT_POLICY': 'PASSIVE'} | ({'LABKIT_CACHE': cache} if cache else {})
+    env = os.environ | {'LABKIT_QUIET': '1', 'PYTHONWARNINGS': 'ignore', 'MPLBACKEND': 'agg', 'OMP_WAIT_POLICY': 'PASSIVE'} | ({'NUMBA_CACHE_DIR': cache} if cache else {})
     t0 = time.time()
     with tempfile.TemporaryFile('w+') as log:
         p = subprocess.Popen([Path(sys.executable).parent/'nbdev-test', str(nb), '--n-workers', '0', '--cell-timeout', '600', *(['--save'] if save else [])], cwd=root, stdout=log, stderr=log, env=env)
