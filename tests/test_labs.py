@@ -29,8 +29,13 @@ def test_the_sidebar_lists_every_lab():
     yaml.safe_load(text)
     missing = [str(p.relative_to(ROOT)) for p in LABS if str(p.relative_to(ROOT)) not in text]
     assert not missing, f'not in _quarto.yml: {missing}'
-    assert not [l for l in re.findall(r'nbs/\S+\.ipynb', text) if not (ROOT/l).is_file()]
+    assert not [l for l in re.findall(r'nbs/[^*\s]+\.ipynb', text) if not (ROOT/l).is_file()]
 
 def test_every_solution_has_its_check():
     for nb in (ROOT/'nbs'/'solutions').glob('*.ipynb'):
         assert any('assert exercises.' in source(c) for c in cells(nb)), nb.name
+
+@pytest.mark.parametrize('nb', LABS, ids=lambda p: str(p.relative_to(ROOT/'nbs')))
+def test_no_cell_is_exported_twice(nb):
+    exported = [source(c) for c in cells(nb) if c['cell_type'] == 'code' and re.search(r'^#\| export', source(c), re.M)]
+    assert len(exported) == len(set(exported)), [s[:60] for s in exported if exported.count(s) > 1]

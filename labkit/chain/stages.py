@@ -71,13 +71,14 @@ def finetune(job: Job) -> dict:
 
 # %% ../../nbs/9_chain/02_stages.ipynb #2571dd00
 def held_out_text(
-    folder: Path,          # of the corpus stage
-    tokens: int = 6000,    # of its own tokenizer
+    folder: Path,       # of the corpus stage
+    pieces: int = 12,   # spread evenly over the held-out documents
+    tokens: int = 400,  # of each piece, by the corpus's own tokenizer
 ) -> str:
     "Text that nothing in this chain was trained on"
     from labkit.corpus.tokens import Shards, Tokenizer
-    shards = Shards(folder/'valid')
-    return Tokenizer.load(folder/'tokenizer').decode(shards[:min(tokens, len(shards))].tolist())
+    shards, tokenizer = Shards(folder/'valid'), Tokenizer.load(folder/'tokenizer')
+    return '\n\n'.join(tokenizer.decode(shards[i:i + tokens].tolist()) for i in range(0, len(shards), max(1, len(shards) // pieces)))
 
 # %% ../../nbs/9_chain/02_stages.ipynb #ba101bcb
 def tuned_model(job: Job): # `Transformer`, tokenizer
@@ -175,7 +176,7 @@ def agent(job: Job) -> dict:
     return dict(answer=traces[0].answer, right=right[0], trace=traces[0].to_html(), others=[[q, wanted, t.answer or '–', 'right' if ok else 'wrong'] for (q, wanted), t, ok in list(zip(asked, traces, right))[1:]])
 
 # %% ../../nbs/9_chain/02_stages.ipynb #43df256e
-from .report import Section, page, write_page
+from .report import Section, page, table_html, write_page
 
 # %% ../../nbs/9_chain/02_stages.ipynb #0e90c908
 def _figure(job: Job, stage: str, name: str) -> tuple[str, ...]:
@@ -220,7 +221,9 @@ def agent_section(job: Job, r: dict) -> Section:
     "The trace"
     verdict = 'It is right.' if r['right'] else f'It is wrong: {job.chain.answer} would be right. A model of this size does not always manage.'
     right = sum(o[3] == 'right' for o in r['others'])
-    return Section('Agent', f"The quantized model with a Python tool. {verdict} With other numbers it solved {right} of {len(r['others'])}.", (), (), (('question', 'right answer', 'its answer', ''), *map(tuple, r['others'])), r['trace'])
+    others = [(q, wanted, said if len(said) < 120 else said[:120] + ' …', ok) for q, wanted, said, ok in r['others']]
+    rest = f"<h3>The same with other numbers: {right} of {len(others)} right</h3>" + table_html([('question', 'right answer', 'its answer', ''), *others])
+    return Section('Agent', f'The quantized model with a Python tool, over HTTP. {verdict}', inner=r['trace'] + rest)
 
 # %% ../../nbs/9_chain/02_stages.ipynb #3038f174
 SECTIONS = dict(corpus=corpus_section, pretrain=pretrain_section, finetune=finetune_section, quantize=quantize_section, serve=serve_section, evaluate=evaluate_section, agent=agent_section)

@@ -107,22 +107,6 @@ def kind_of(
     if base == 'METADATA': return 'metadata'
     return 'text' if base.upper().split('.')[0].split('-')[0] in PROSE_FILES and (not dot or ext == 'txt') else None
 
-# %% ../../nbs/1_corpus/01_documents.ipynb #cffad103
-KINDS = {'.md': 'markdown', '.markdown': 'markdown', '.rst': 'rst', '.txt': 'text', '.text': 'text', '.html': 'html', '.htm': 'html', '.py': 'python',
-         '.jsonl': 'jsonl', '.jsonl.gz': 'jsonl'}
-PROSE_FILES = ('README', 'LICENSE', 'LICENCE', 'COPYING', 'NOTICE', 'CHANGES', 'CHANGELOG', 'HISTORY', 'NEWS', 'AUTHORS')
-
-def kind_of(
-    name: str, # name of a file, with or without folders
-) -> str | None: # markdown, rst, text, html, python, metadata or jsonl; None for a kind that no extractor reads
-    "What sort of text a file holds, by its name"
-    base = name.rsplit('/', 1)[-1]
-    stem, dot, ext = base.lower().rpartition('.')
-    if base.lower().endswith('.jsonl.gz'): return 'jsonl'
-    if dot and (kind := KINDS.get('.' + ext)): return kind
-    if base == 'METADATA': return 'metadata'
-    return 'text' if base.upper().split('.')[0].split('-')[0] in PROSE_FILES and (not dot or ext == 'txt') else None
-
 # %% ../../nbs/1_corpus/01_documents.ipynb #ad9b84f6
 @dataclass(frozen=True)
 class SourceFile:

@@ -36,22 +36,6 @@ def encoding_of(
     said = pattern.search(raw[:2000]) if pattern else None
     return said[1].decode('ascii') if said else 'utf-8'
 
-# %% ../../nbs/1_corpus/02_extract.ipynb #e9a25711
-BOMS = ((codecs.BOM_UTF8, 'utf-8-sig'), (codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'), (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16'))
-DECLARED = {'python': re.compile(rb'^[^\n]*\n?[^\n]*?coding[:=]\s*([-\w.]+)'),                # PEP 263: in the first two lines
-            'html': re.compile(rb'<meta[^>]{0,200}?charset\s*=\s*["\']?\s*([-\w.]+)', re.I)}
-
-def encoding_of(
-    raw: bytes, # beginning of a file
-    kind: str,  # as `kind_of` says
-) -> str: # name of a codec
-    "What the file itself says of its encoding: a byte-order mark, a declaration, else UTF-8"
-    for bom, name in BOMS:
-        if raw.startswith(bom): return name
-    pattern = DECLARED.get('python' if kind == 'docstrings' else kind)
-    said = pattern.search(raw[:2000]) if pattern else None
-    return said[1].decode('ascii') if said else 'utf-8'
-
 # %% ../../nbs/1_corpus/02_extract.ipynb #67f4a07b
 def decode(
     raw: bytes, # a whole file
@@ -77,50 +61,6 @@ def from_markdown(text: str) -> str:
     "Markdown without front matter, comments, pictures, tags and link targets; headings, lists and code stay"
     return ''.join(p if p.startswith('```') else _prose_of_markdown(p) for p in FENCE.split(FRONT.sub('', text)))
 
-# %% ../../nbs/1_corpus/02_extract.ipynb #45a43f64
-FRONT, COMMENT, IMAGE = re.compile(r'\A---\n.*?\n---\n', re.S), re.compile(r'<!--.*?-->', re.S), re.compile(r'\[?!\[[^\]]*\]\([^)\s]*[^)]*\)(\]\([^)]*\))?')
-LINK, TAG = re.compile(r'(?<!!)\[([^\]\n]+)\]\([^)\n]+\)'), re.compile(r'</?[a-zA-Z][^<>\n]{0,300}>')
-FENCE = re.compile(r'(^```.*?^```[^\n]*$)', re.S | re.M)
-
-def _prose_of_markdown(text: str) -> str: return TAG.sub('', LINK.sub(r'\1', IMAGE.sub('', COMMENT.sub('', text))))
-
-def from_markdown(text: str) -> str:
-    "Markdown without front matter, comments, pictures, tags and link targets; headings, lists and code stay"
-    return ''.join(p if p.startswith('```') else _prose_of_markdown(p) for p in FENCE.split(FRONT.sub('', text)))
-
-# %% ../../nbs/1_corpus/02_extract.ipynb #6dbbaed2
-FRONT, COMMENT, IMAGE = re.compile(r'\A---\n.*?\n---\n', re.S), re.compile(r'<!--.*?-->', re.S), re.compile(r'\[?!\[[^\]]*\]\([^)\s]*[^)]*\)(\]\([^)]*\))?')
-LINK, TAG = re.compile(r'(?<!!)\[([^\]\n]+)\]\([^)\n]+\)'), re.compile(r'</?[a-zA-Z][^<>\n]{0,300}>')
-FENCE = re.compile(r'(^```.*?^```[^\n]*$)', re.S | re.M)
-
-def _prose_of_markdown(text: str) -> str: return TAG.sub('', LINK.sub(r'\1', IMAGE.sub('', COMMENT.sub('', text))))
-
-def from_markdown(text: str) -> str:
-    "Markdown without front matter, comments, pictures, tags and link targets; headings, lists and code stay"
-    return ''.join(p if p.startswith('```') else _prose_of_markdown(p) for p in FENCE.split(FRONT.sub('', text)))
-
-# %% ../../nbs/1_corpus/02_extract.ipynb #bffa2aa1
-FRONT, COMMENT, IMAGE = re.compile(r'\A---\n.*?\n---\n', re.S), re.compile(r'<!--.*?-->', re.S), re.compile(r'\[?!\[[^\]]*\]\([^)\s]*[^)]*\)(\]\([^)]*\))?')
-LINK, TAG = re.compile(r'(?<!!)\[([^\]\n]+)\]\([^)\n]+\)'), re.compile(r'</?[a-zA-Z][^<>\n]{0,300}>')
-FENCE = re.compile(r'(^```.*?^```[^\n]*$)', re.S | re.M)
-
-def _prose_of_markdown(text: str) -> str: return TAG.sub('', LINK.sub(r'\1', IMAGE.sub('', COMMENT.sub('', text))))
-
-def from_markdown(text: str) -> str:
-    "Markdown without front matter, comments, pictures, tags and link targets; headings, lists and code stay"
-    return ''.join(p if p.startswith('```') else _prose_of_markdown(p) for p in FENCE.split(FRONT.sub('', text)))
-
-# %% ../../nbs/1_corpus/02_extract.ipynb #f9a76323
-FRONT, COMMENT, IMAGE = re.compile(r'\A---\n.*?\n---\n', re.S), re.compile(r'<!--.*?-->', re.S), re.compile(r'\[?!\[[^\]]*\]\([^)\s]*[^)]*\)(\]\([^)]*\))?')
-LINK, TAG = re.compile(r'(?<!!)\[([^\]\n]+)\]\([^)\n]+\)'), re.compile(r'</?[a-zA-Z][^<>\n]{0,300}>')
-FENCE = re.compile(r'(^```.*?^```[^\n]*$)', re.S | re.M)
-
-def _prose_of_markdown(text: str) -> str: return TAG.sub('', LINK.sub(r'\1', IMAGE.sub('', COMMENT.sub('', text))))
-
-def from_markdown(text: str) -> str:
-    "Markdown without front matter, comments, pictures, tags and link targets; headings, lists and code stay"
-    return ''.join(p if p.startswith('```') else _prose_of_markdown(p) for p in FENCE.split(FRONT.sub('', text)))
-
 # %% ../../nbs/1_corpus/02_extract.ipynb #17e26948
 def from_html(text: str) -> str:
     "The article of a page, without menus and footers; raises `Unreadable` where there is none"
@@ -130,18 +70,6 @@ def from_html(text: str) -> str:
     return body
 
 # %% ../../nbs/1_corpus/02_extract.ipynb #cccada8a
-RST_SETTINGS = dict(report_level=5, halt_level=5, file_insertion_enabled=False, raw_enabled=False, _disable_config=True, smartquotes=False)
-
-def from_rst(text: str) -> str:
-    "Text of a reStructuredText document as docutils reads it; directives that it does not know are left out"
-    from docutils import nodes
-    from docutils.core import publish_doctree
-    tree = publish_doctree(text, settings_overrides={**RST_SETTINGS, 'warning_stream': False})
-    for kind in (nodes.system_message, nodes.comment, nodes.substitution_definition, nodes.target, nodes.image):
-        for node in list(tree.findall(kind)): node.parent.remove(node)
-    return tree.astext()
-
-# %% ../../nbs/1_corpus/02_extract.ipynb #0813f782
 RST_SETTINGS = dict(report_level=5, halt_level=5, file_insertion_enabled=False, raw_enabled=False, _disable_config=True, smartquotes=False)
 
 def from_rst(text: str) -> str:

@@ -23,17 +23,6 @@ def _identifier(languages: tuple[str, ...]):
     except ValueError as e: raise UserError(f'languages: {e}; expected ISO 639-1 codes that py3langid knows, such as en or zh') from None
     return ident
 
-# %% ../../nbs/1_corpus/05_language.ipynb #e9d2e285
-LANGUAGES = ('en', 'zh', 'de', 'fr', 'es', 'it', 'pt', 'ru', 'ja', 'ko', 'nl', 'pl', 'tr', 'ar', 'hi') # told apart by default
-
-@functools.cache
-def _identifier(languages: tuple[str, ...]):
-    from py3langid.langid import LanguageIdentifier, MODEL_FILE
-    ident = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    try: ident.set_languages(list(languages))
-    except ValueError as e: raise UserError(f'languages: {e}; expected ISO 639-1 codes that py3langid knows, such as en or zh') from None
-    return ident
-
 # %% ../../nbs/1_corpus/05_language.ipynb #f9e6363f
 def excerpt(
     text: str,         # a document

@@ -76,22 +76,6 @@ class Tally:
 
 def size_of(text: str) -> int: return len(text.encode('utf-8', 'surrogatepass'))
 
-# %% ../../nbs/1_corpus/09_pipeline.ipynb #7d8cedda
-@dataclass
-class Tally:
-    "What went into a step, what came out, and why the rest fell"
-    n_in: int = 0                                        # documents in
-    n_out: int = 0                                       # documents out
-    bytes_in: int = 0                                    # UTF-8 bytes in
-    bytes_out: int = 0                                   # UTF-8 bytes out
-    why: Counter = field(default_factory=Counter)        # reason -> documents
-    fallen: list[dict] = field(default_factory=list)     # one row for each document that fell
-    def take(self, size: int) -> None: self.n_in += 1; self.bytes_in += size
-    def keep(self, size: int) -> None: self.n_out += 1; self.bytes_out += size
-    def drop(self, id: str, why: str, **more) -> None: self.why[why] += 1; self.fallen.append(dict(id=id, why=why, **more))
-
-def size_of(text: str) -> int: return len(text.encode('utf-8', 'surrogatepass'))
-
 # %% ../../nbs/1_corpus/09_pipeline.ipynb #13869ab5
 def _read(file, tally: Tally) -> Iterator[Document]:
     "Documents of one file; what cannot be read is noted"
@@ -221,21 +205,6 @@ def shards(work: Work, tally: Tally) -> dict:
     return out | dict(bytes_per_token=tally.bytes_in / max(1, sum(o['tokens'] for o in out.values())))
 
 # %% ../../nbs/1_corpus/09_pipeline.ipynb #664d0a2e
-STEPS = {extract: ('max_files', 'max_mb', 'max_file_kb', 'docstrings', 'languages'), rules: ('profile', 'bands', 'rows'), dedup: ('jaccard',),
-         tokenizer: ('vocab_size', 'tokenizer_mb'), shards: ('valid_share',)} # each step, and the settings that decide its result
-
-def fingerprints(
-    settings: CorpusSettings, # of the run
-    sha256: str,              # of the manifest: which files are read
-) -> dict[str, str]: # step -> hash
-    "What each step's result depends on: its own settings, everything before it, and labkit's version"
-    out, h = {}, hashlib.sha256(f'{__version__} {sha256}'.encode())
-    for step, names in STEPS.items():
-        h.update(repr([(n, getattr(settings, n)) for n in names]).encode())
-        out[step.__name__] = h.hexdigest()[:16]
-    return out
-
-# %% ../../nbs/1_corpus/09_pipeline.ipynb #c61dbf27
 STEPS = {extract: ('max_files', 'max_mb', 'max_file_kb', 'docstrings', 'languages'), rules: ('profile', 'bands', 'rows'), dedup: ('jaccard',),
          tokenizer: ('vocab_size', 'tokenizer_mb'), shards: ('valid_share',)} # each step, and the settings that decide its result
 

@@ -106,28 +106,6 @@ def page(
 <h2>What fell, by reason</h2>{lost}</html>
 '''
 
-# %% ../../nbs/1_corpus/08_report.ipynb #495a5ebe
-CSS = '''body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}table{border-collapse:collapse;font-size:.85rem;margin:1rem 0}
-td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top;overflow-wrap:anywhere}td.n{text-align:right;font-variant-numeric:tabular-nums}svg{max-width:100%;height:auto}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}p.note{color:#666}'''
-
-def page(
-    report: dict,                    # as `write_report` makes it
-    fallen: dict[str, list[dict]],   # samples by reason
-) -> str:
-    "The report as one self-contained HTML page"
-    rows, t = report['steps'], report['tokens']
-    by_rule = next((r['by_rule'] for r in rows if 'by_rule' in r), {})
-    steps = table(('step', 'in', 'out', 'bytes in', 'bytes out', 'seconds'), [(r['step'], r['n_in'], r['n_out'], human(r['bytes_in'], 'B'), human(r['bytes_out'], 'B'), r.get('seconds', '')) for r in rows])
-    lost = table(('why', 'document', 'detail'), [(why, r['id'], _detail(r)) for why, rs in fallen.items() for r in rs])
-    kinds = table(('kind', 'files', 'bytes'), [(k, v['files'], human(v['bytes'], 'B')) for k, v in report['manifest']['kinds'].items()])
-    return f'''<!doctype html><html lang="en"><meta charset="utf-8"><title>labkit corpus</title><style>{CSS}</style><h1>Corpus</h1>
-<p>{t['train']:,} tokens to train on and {t['valid']:,} held out; {t['bytes_per_token']:.2f} bytes a token with a vocabulary of {t['vocab_size']:,}.</p>
-{to_svg(funnel(rows))}<h2>Steps</h2>{steps}<h2>Rules that fired</h2><p class="note">Documents that break each rule; one document may break several.</p>{to_svg(bars(by_rule, 'documents')) if by_rule else '<p>none</p>'}
-<h2>What was read</h2><p class="note">manifest {report['manifest']['sha256'][:16]}</p>{kinds}<h2>Languages</h2>{to_svg(bars(report['languages'], 'documents'))}
-<h2>What fell, by reason</h2>{lost}</html>
-'''
-
 # %% ../../nbs/1_corpus/08_report.ipynb #fcf1cbf2
 def write_report(
     out: Path,             # folder of the run

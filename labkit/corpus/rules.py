@@ -91,17 +91,3 @@ def rules_for(
     if profile not in PROFILES: raise UserError(f"profile = {profile}: expected one of {', '.join(PROFILES)}")
     if kind == 'python': return CODE if PROFILES[profile] else ()
     return tuple(r for r in PROFILES[profile] if not (r.spaced and signals['han'] > .3))
-
-# %% ../../nbs/1_corpus/04_rules.ipynb #d2d63650
-TECHNICAL = GOPHER + C4[1:3] # documentation: braces, short lines and headings without a full stop are no fault
-PROFILES = {'technical': TECHNICAL, 'gopher': GOPHER, 'c4': C4, 'fineweb': GOPHER + C4 + FINEWEB, 'none': ()}
-
-def rules_for(
-    kind: str,             # of the document: 'python' is code, all else prose
-    signals: dict,         # its signals: mostly Chinese characters makes it Chinese
-    profile: str = 'technical', # one of PROFILES
-) -> tuple[Rule, ...]:
-    "The rules that a document is held against; raises `UserError` for an unknown profile"
-    if profile not in PROFILES: raise UserError(f"profile = {profile}: expected one of {', '.join(PROFILES)}")
-    if kind == 'python': return CODE if PROFILES[profile] else ()
-    return tuple(r for r in PROFILES[profile] if not (r.spaced and signals['han'] > .3))

@@ -33,30 +33,7 @@ def mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
     return x ^ (x >> np.uint64(31))
 
-# %% ../../nbs/1_corpus/03_signals.ipynb #be0f546a
-SPACE, WORD, LETTER, HAN = 0, 1, 2, 3   # classes of a character: other, digit or underscore, letter, Chinese character (a word by itself)
-
-@functools.cache
-def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "For each code point below 65536: its class, its lower-case form, a random 64-bit number"
-    chars = [chr(i) for i in range(65536)]
-    kind = np.array([LETTER if c.isalpha() else WORD if c.isalnum() or c == '_' or unicodedata.category(c)[0] == 'M' else SPACE for c in chars], np.uint8) # (65536,)
-    for lo, hi in ((0x3040, 0x30ff), (0x3400, 0x4dbf), (0x4e00, 0x9fff), (0xf900, 0xfaff)): kind[lo:hi + 1] = HAN
-    lower = np.array([ord(l) if len(l := c.lower()) == 1 else ord(c) for c in chars], np.uint32)
-    return kind, lower, mix(np.arange(65536, dtype=np.uint64))
-
 # %% ../../nbs/1_corpus/03_signals.ipynb #bc3229cc
-BASE = 0x9e3779b97f4a7c15 | 1 # odd, so that it has an inverse modulo 2^64
-_powers = {}
-
-def powers(n: int) -> tuple[np.ndarray, np.ndarray]:
-    "BASE^0 … BASE^n modulo 2^64 and their inverses; kept, and doubled when a longer text comes"
-    if len(_powers.get('up', ())) <= n:
-        size = 1 << max(16, n.bit_length())
-        for name, b in (('up', BASE), ('down', pow(BASE, -1, 2**64))): _powers[name] = np.cumprod(np.r_[np.uint64(1), np.full(size, b, np.uint64)], dtype=np.uint64)
-    return _powers['up'], _powers['down']
-
-# %% ../../nbs/1_corpus/03_signals.ipynb #677eaa22
 BASE = 0x9e3779b97f4a7c15 | 1 # odd, so that it has an inverse modulo 2^64
 _powers = {}
 
@@ -189,88 +166,7 @@ def _line_signals(w: Words) -> dict[str, float]:
                 short_lines=(length <= 30).sum() / n, mean_line_length=float(length.sum() / n), max_line_length=float(length.max(initial=0)),
                 dup_lines=again.sum() / n, dup_line_chars=length[again].sum() / total, dup_paragraphs=para.sum() / max(1, len(ps)), dup_paragraph_chars=(pe - ps)[para].sum() / total)
 
-# %% ../../nbs/1_corpus/03_signals.ipynb #0e1f27f8
-ENDS = np.array([ord(c) for c in '.!?"\'。！？”’…'], np.uint32)  # characters that close a sentence (FineWeb's list, and the Chinese ones)
-BULLETS = np.array([ord(c) for c in '•‣▶◀◦■□▪▫–-*'], np.uint32)
-
-def _line_signals(w: Words) -> dict[str, float]:
-    "How lines and paragraphs look, and how much of them repeats"
-    newline = np.flatnonzero(w.codes == 10)
-    start, end = _spans(w.codes, newline)
-    length, total, n = end - start, max(1, len(w.codes)), max(1, len(start))
-    inked = (w.codes != 32) & (w.codes != 9) & (w.codes != 10)
-    where = np.r_[np.flatnonzero(inked), len(w.codes)]
-    head = w.codes[where[np.searchsorted(where, start)]] if len(start) else np.zeros(0, np.uint32)
-    tail = w.codes[where[np.searchsorted(where, end) - 1]] if len(start) else head
-    again = repeats(w.hashes(start, end))
-    ps, pe = _spans(w.codes, newline[np.r_[np.diff(newline) == 1, False]] if len(newline) else newline)
-    para = repeats(w.hashes(ps, pe))
-    dots = np.isin(tail, [0x2026]) | ((tail == 46) & (w.codes[np.maximum(end - 3, 0)] == 46) & (w.codes[np.maximum(end - 2, 0)] == 46))
-    return dict(lines=float(len(start)), bullet_lines=np.isin(head, BULLETS).sum() / n, ellipsis_lines=dots.sum() / n, line_punctuation=np.isin(tail, ENDS).sum() / n,
-                short_lines=(length <= 30).sum() / n, mean_line_length=float(length.sum() / n), max_line_length=float(length.max(initial=0)),
-                dup_lines=again.sum() / n, dup_line_chars=length[again].sum() / total, dup_paragraphs=para.sum() / max(1, len(ps)), dup_paragraph_chars=(pe - ps)[para].sum() / total)
-
 # %% ../../nbs/1_corpus/03_signals.ipynb #30e4373b
-STOP_WORDS = ('the', 'be', 'to', 'of', 'and', 'that', 'have', 'with') # Rae et al. 2021, A.1.1
-
-@functools.cache
-def _stop_hashes() -> np.ndarray: return np.concatenate([cut(s).hash for s in STOP_WORDS])
-
-def _word_signals(w: Words) -> dict[str, float]:
-    "What the words are like"
-    n, length = max(1, len(w.hash)), w.end - w.start
-    letters = np.r_[0, np.cumsum(w.kinds >= LETTER)]
-    alpha = letters[w.end] > letters[w.start] if len(w.hash) else np.zeros(0, bool)
-    text, total = w.text, max(1, len(w.codes))
-    return dict(characters=float(len(w.codes)), words=float(len(w.hash)), mean_word_length=float(length.sum() / n), max_word_length=float(length.max(initial=0)),
-                hash_per_word=text.count('#') / n, ellipsis_per_word=(text.count('...') + text.count('…')) / n, alpha_words=alpha.sum() / n,
-                stop_words=float(np.isin(_stop_hashes(), w.hash).sum()), newlines_per_word=text.count('\n') / n, sentences=float(len(SENTENCE.findall(text))),
-                curly_brackets=float(text.count('{')), lorem_ipsum=float('lorem ipsum' in text.lower()), alphanumeric=float((w.kinds > 0).sum() / total),
-                han=float((w.kinds == HAN).sum() / max(1, (w.kinds >= LETTER).sum())))
-
-SENTENCE = re.compile(r'[.!?]["\')\]]*(?=\s|$)|[。！？]')
-
-# %% ../../nbs/1_corpus/03_signals.ipynb #ab10be3e
-STOP_WORDS = ('the', 'be', 'to', 'of', 'and', 'that', 'have', 'with') # Rae et al. 2021, A.1.1
-
-@functools.cache
-def _stop_hashes() -> np.ndarray: return np.concatenate([cut(s).hash for s in STOP_WORDS])
-
-def _word_signals(w: Words) -> dict[str, float]:
-    "What the words are like"
-    n, length = max(1, len(w.hash)), w.end - w.start
-    letters = np.r_[0, np.cumsum(w.kinds >= LETTER)]
-    alpha = letters[w.end] > letters[w.start] if len(w.hash) else np.zeros(0, bool)
-    text, total = w.text, max(1, len(w.codes))
-    return dict(characters=float(len(w.codes)), words=float(len(w.hash)), mean_word_length=float(length.sum() / n), max_word_length=float(length.max(initial=0)),
-                hash_per_word=text.count('#') / n, ellipsis_per_word=(text.count('...') + text.count('…')) / n, alpha_words=alpha.sum() / n,
-                stop_words=float(np.isin(_stop_hashes(), w.hash).sum()), newlines_per_word=text.count('\n') / n, sentences=float(len(SENTENCE.findall(text))),
-                curly_brackets=float(text.count('{')), lorem_ipsum=float('lorem ipsum' in text.lower()), alphanumeric=float((w.kinds > 0).sum() / total),
-                han=float((w.kinds == HAN).sum() / max(1, (w.kinds >= LETTER).sum())))
-
-SENTENCE = re.compile(r'[.!?]["\')\]]*(?=\s|$)|[。！？]')
-
-# %% ../../nbs/1_corpus/03_signals.ipynb #edfe0242
-STOP_WORDS = ('the', 'be', 'to', 'of', 'and', 'that', 'have', 'with') # Rae et al. 2021, A.1.1
-
-@functools.cache
-def _stop_hashes() -> np.ndarray: return np.concatenate([cut(s).hash for s in STOP_WORDS])
-
-def _word_signals(w: Words) -> dict[str, float]:
-    "What the words are like"
-    n, length = max(1, len(w.hash)), w.end - w.start
-    letters = np.r_[0, np.cumsum(w.kinds >= LETTER)]
-    alpha = letters[w.end] > letters[w.start] if len(w.hash) else np.zeros(0, bool)
-    text, total = w.text, max(1, len(w.codes))
-    return dict(characters=float(len(w.codes)), words=float(len(w.hash)), mean_word_length=float(length.sum() / n), max_word_length=float(length.max(initial=0)),
-                hash_per_word=text.count('#') / n, ellipsis_per_word=(text.count('...') + text.count('…')) / n, alpha_words=alpha.sum() / n,
-                stop_words=float(np.isin(_stop_hashes(), w.hash).sum()), newlines_per_word=text.count('\n') / n, sentences=float(len(SENTENCE.findall(text))),
-                curly_brackets=float(text.count('{')), lorem_ipsum=float('lorem ipsum' in text.lower()), alphanumeric=float((w.kinds > 0).sum() / total),
-                han=float((w.kinds == HAN).sum() / max(1, (w.kinds >= LETTER).sum())))
-
-SENTENCE = re.compile(r'[.!?]["\')\]]*(?=\s|$)|[。！？]')
-
-# %% ../../nbs/1_corpus/03_signals.ipynb #9e6462bf
 STOP_WORDS = ('the', 'be', 'to', 'of', 'and', 'that', 'have', 'with') # Rae et al. 2021, A.1.1
 
 @functools.cache

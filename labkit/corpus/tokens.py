@@ -154,17 +154,6 @@ def _json(path: Path) -> dict:
 
 def _content(token) -> str | None: return token.get('content') if isinstance(token, dict) else token
 
-# %% ../../nbs/1_corpus/07_tokens.ipynb #2a69b0ef
-def _json(path: Path) -> dict:
-    "A JSON object, or `{}` where the file is not there; raises `UserError`"
-    if not path.exists(): return {}
-    try: out = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise UserError(f'{path}: cannot be read as JSON: {e}') from None
-    if not isinstance(out, dict): raise UserError(f'{path}: expected a JSON object, found {type(out).__name__}')
-    return out
-
-def _content(token) -> str | None: return token.get('content') if isinstance(token, dict) else token
-
 # %% ../../nbs/1_corpus/07_tokens.ipynb #e0298b65
 def _end_ids(folder: Path, cfg: dict) -> list[int]:
     "Ids that end a turn as the files say: our own key, or `eos_token_id` of generation_config.json"

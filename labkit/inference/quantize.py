@@ -64,48 +64,6 @@ def dequantize_groups(q, scale, zero, dtype=torch.float32):
     g = q.shape[1] // scale.shape[1]
     return ((q.unflatten(1, (-1, g)).float() - zero[..., None].float()) * scale[..., None].float()).flatten(1).to(dtype)
 
-# %% ../../nbs/5_inference/02_quantize.ipynb #b3e86fd3
-def group_size(
-    columns: int,      # columns of the matrix
-    wanted: int = 128, # weights that share a scale
-) -> int:              # the largest of wanted, wanted/2, …, 32 that divides `columns`
-    "A group must not cross the end of a row: 1536 columns take 128, 576 take 64; raises `UserError` where not even 32 fits"
-    g = wanted
-    while g >= 32 and columns % g: g //= 2
-    if g < 32: raise UserError(f'a matrix with {columns} columns cannot be cut into groups of {wanted} or a smaller power of two down to 32')
-    return g
-
-def quantize_groups(
-    w: torch.Tensor, # (N, M) weights
-    group: int,      # weights that share a scale, divides M
-    bits: int = 4,
-    shrink: Sequence[float] = (1.,), # ranges to try, as parts of the whole; one alone is plain rounding
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # q (N, M) uint8; scale float16 (N, M/group); zero uint8 (N, M/group)
-    "Round to nearest on an asymmetric grid, w ≈ (q − zero) · scale, as AWQ and GPTQ store it; of several ranges the one with the least squared error"
-    top = 2**bits - 1
-    g = w.float().unflatten(1, (-1, group))                                                # (N, M/group, group)
-    lo, hi = g.amin(-1).clamp(max=0), g.amax(-1).clamp(min=0)
-    best, scale, zero = None, None, None
-    for s in shrink:
-        sc, z = _grid(lo * s, hi * s, top)
-        err = (_round(g, sc, z, top) - z[..., None]).mul(sc[..., None]).sub(g).square().sum(-1) # (N, M/group)
-        if best is None: best, scale, zero = err, sc, z
-        better = err < best
-        best, scale, zero = (torch.where(better, a, b) for a, b in ((err, best), (sc, scale), (z, zero)))
-    return _round(g, scale, zero, top).flatten(1).to(torch.uint8), scale.half(), zero.to(torch.uint8)
-
-def _round(g, scale, zero, top): return (g / scale[..., None] + zero[..., None]).round().clamp(0, top)
-
-def _grid(lo, hi, top):
-    "Scale (rounded to float16) and zero of a grid from lo to hi"
-    scale = ((hi - lo) / top).clamp(min=1e-6).half().float()
-    return scale, (-lo / scale).round().clamp(0, top)
-
-def dequantize_groups(q, scale, zero, dtype=torch.float32):
-    "(q − zero) · scale, (N, M)"
-    g = q.shape[1] // scale.shape[1]
-    return ((q.unflatten(1, (-1, g)).float() - zero[..., None].float()) * scale[..., None].float()).flatten(1).to(dtype)
-
 # %% ../../nbs/5_inference/02_quantize.ipynb #7f54cda9
 def pack(
     q: torch.Tensor, # (N, M) uint8 below 16, M a multiple of 32

@@ -84,8 +84,9 @@ def held_out(
     rank: int = 0, # this process
     ranks: int = 1,# of how many
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: # pairs (b, T), (b, T)
-    "The first windows of the held-out text, in order: the same ones every time"
-    starts = range(0, min(most, len(tokens) - 1) - seq_len + 1, seq_len)[rank::ranks]
+    "Windows spread evenly over the held-out text, so that every document has its say: the same ones every time"
+    n = min(most, len(tokens) - 1) // seq_len
+    starts = [i * ((len(tokens) - 1) // n) for i in range(n)][rank::ranks]
     for i in range(0, len(starts), batch):
         yield as_pairs(np.stack([np.asarray(tokens[s:s + seq_len + 1], dtype=np.int64) for s in starts[i:i + batch]]))
 
