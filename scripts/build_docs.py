@@ -14,6 +14,8 @@ vendor = root/'.cache'/'vendor'
 packages = dict(katex='0.16.47', mermaid='11.17.2')
 skip = r'^[_.]|^(labkit|tests|scripts|benchmarks|runs|data_samples|node_modules|build|dist|.*\.egg-info)$'
 
+font_import = re.compile(r'@import\s*(?:url\()?\s*["\']?https://fonts\.googleapis[^"\')]*["\']?\s*\)?\s*;') # its address has semicolons of its own
+
 class NbSite(site.Site):
     "A smalldocs site that knows what nbdev relies on: `output-file`, and links by the public URL"
     def read(self, src):
@@ -56,7 +58,7 @@ def render_smalldocs():
         libs = s.out/'site_libs'
         for name in packages: shutil.copytree(vendor/name/'package'/'dist', libs/name, dirs_exist_ok=True)
         for f in s.out.rglob('*.html'): localise(f, libs)
-        for f in s.out.rglob('*.css'): f.write_text(re.sub(r'@import[^;]*fonts\.googleapis[^;]*;', '', f.read_text()))
+        for f in s.out.rglob('*.css'): f.write_text(font_import.sub('', f.read_text()))
     if bad := [w for w in s.warnings if 'ignored' not in w]: sys.exit('\n'.join(bad))
 
 @call_parse

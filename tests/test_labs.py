@@ -39,3 +39,9 @@ def test_every_solution_has_its_check():
 def test_no_cell_is_exported_twice(nb):
     exported = [source(c) for c in cells(nb) if c['cell_type'] == 'code' and re.search(r'^#\| export', source(c), re.M)]
     assert len(exported) == len(set(exported)), [s[:60] for s in exported if exported.count(s) > 1]
+
+@pytest.mark.parametrize('nb', LABS, ids=lambda p: str(p.relative_to(ROOT/'nbs')))
+def test_the_title_cell_holds_nothing_else(nb):
+    "nbdev makes the page's header of title and summary and drops what else stands in that cell"
+    lines = source(cells(nb)[0]).strip().splitlines()
+    assert all(l.startswith(('# ', '>')) or not l.strip() for l in lines), lines
