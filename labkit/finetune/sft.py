@@ -85,7 +85,7 @@ def _grade(answer: dict, want: dict, tools: Sequence[dict]) -> tuple[bool, bool]
     return got['name'] in known, same
 
 def tool_score(
-    answer: Callable[[list[dict], list[dict]], dict], # (messages, tools) -> message, such as `LM.chat`
+    answer: Callable[[list[dict], list[dict]], dict], # (messages, tools) -> message, such as the method chat of an LM
     chats: Sequence[dict],                            # only those in which a tool is called count
 ) -> ToolScore:
     "Ask every question that a tool answers, and compare the first call"
