@@ -23,7 +23,9 @@ def peer(model, tokenizer):
     from transformers import AutoModelForCausalLM
     with tempfile.TemporaryDirectory() as d:
         save_model(model, d + '/m', tokenizer)
-        return AutoModelForCausalLM.from_pretrained(d + '/m', dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(d + '/m', dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None # go on behind the end of a text, as labkit does with ignore_eos
+    return model
 
 def run_labkit(engine, prompts, n):
     "Tokens of each prompt and tokens a second"
@@ -38,7 +40,7 @@ def run_peer(model, prompts, n):
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     t = time.perf_counter()
-    out = model.generate(ids, attention_mask=mask, do_sample=False, min_new_tokens=n, max_new_tokens=n, pad_token_id=0)[:, longest:]
+    out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=n, pad_token_id=0)[:, longest:]
     return out.tolist(), out.numel() / (time.perf_counter() - t)
 
 def bandwidth() -> float:
