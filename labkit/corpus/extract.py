@@ -14,7 +14,8 @@ import ast, codecs, email, re, warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from .documents import Document, SourceFile
+from .documents import Document
+from .sources import SourceFile
 
 # %% ../../nbs/1_corpus/03_extract.ipynb #3225473e
 class Unreadable(ValueError):

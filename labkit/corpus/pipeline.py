@@ -22,7 +22,8 @@ from ..core.files import read_jsonl, replacing, samples, write_jsonl
 from ..core.progress import Timer, human, track
 from ..core.settings import RunSettings, UserError, from_command_line, load
 from .dedup import MinHash, cluster, exact_key, keep_one, shingles, signature
-from .documents import Document, find_files, manifest, read_documents, select_files, write_documents
+from .documents import Document, read_documents, write_documents
+from .sources import find_files, manifest, select_files
 from .extract import Unreadable, read_file
 from .language import LANGUAGES, identify
 from .report import write_report

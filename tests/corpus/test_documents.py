@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from labkit.core.files import samples
 from labkit.core.settings import UserError
-from labkit.corpus.documents import Document, SourceFile, environment_files, find_files, kind_of, manifest, read_documents, select_files, write_documents
+from labkit.corpus.documents import Document, read_documents, write_documents
+from labkit.corpus.sources import SourceFile, environment_files, find_files, kind_of, manifest, select_files
 from labkit.corpus.extract import Unreadable, decode, from_docstrings, from_html, from_markdown, from_metadata, from_rst, read_file, tidy
 
 TEXT = st.text(st.characters(exclude_categories=['Cs']))
