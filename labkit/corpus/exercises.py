@@ -6,7 +6,8 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/exercises.html.md"""
 
 # %% auto #0
 __all__ = ['bom_encoding', 'newest', 'ranges', 'held_out', 'ungarble', 'top_word_share', 'digit_rule', 'choose_bands',
-           'containment', 'merge', 'best_split', 'retained']
+           'containment', 'merge', 'best_split', 'retained', 'covered', 'variants', 'licence_counts', 'longest_chain',
+           'average_hash', 'shorten', 'merge_tallies', 'in_order', 'isolate']
 
 # %% ../../nbs/1_corpus/90_exercises.ipynb #dcb1e778
 import math
@@ -158,3 +159,122 @@ def retained(
     rows = [dict(step='extract', bytes_in=200, bytes_out=100), dict(step='rules', bytes_in=100, bytes_out=80), dict(step='tokenizer', bytes_in=0, bytes_out=0)]
     got = f(rows)
     assert got == {'extract': .5, 'rules': .8}, f'steps without input are left out; expected extract .5 and rules .8, got {got}'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #ccovered
+@exercise
+def covered(
+    f, # detector, text, item → share of the words of the item's first part
+) -> None:
+    "How much of an item a document gives away"
+    from labkit.corpus.contamination import Contamination, Item
+    words = [f'w{i}' for i in range(40)]
+    item, other = Item('a', (' '.join(words),)), Item('b', ('this is another item of the same exam and it has fourteen words here',))
+    d = Contamination([item, other])
+    for part, want in ((words, 1.), (words[:20], .5), (words[:10], 0.), (words * 2, 1.)):
+        got = f(d, 'before it. ' + ' '.join(part) + ' ' + other.parts[0], item)
+        assert math.isclose(got, want), f'{len(part)} of its 40 words are in the text: expected {want}, got {got}'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #cvariants
+@exercise
+def variants(
+    f, # items, text → text; returns items
+) -> None:
+    "Items in a second script"
+    from labkit.corpus.contamination import Item
+    a, b = Item('a', ('汉字', 'x')), Item('b', ('same',))
+    got = list(f([a, b], lambda s: s.replace('汉', '漢')))
+    assert {i.id for i in got} == {'a', 'a/2', 'b'}, f"only a changes: expected a, a/2 and b, got {[i.id for i in got]}"
+    assert next(i for i in got if i.id == 'a/2').parts == ('漢字', 'x') and a in got and b in got
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #clicencecounts
+@exercise
+def licence_counts(
+    f, # list of licence texts → Counter of SPDX names
+) -> None:
+    "Licences of a corpus"
+    mit = 'Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation files (the "Software"), to deal in the Software without restriction'
+    got = f([mit, 'SPDX-License-Identifier: Apache-2.0', 'no licence at all', mit])
+    assert got == {'MIT': 2, 'Apache-2.0': 1, None: 1}, f'expected 2 MIT, 1 Apache-2.0, 1 None; got {dict(got)}'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #clongestchain
+@exercise
+def longest_chain(
+    f, # graph without loops → number of files in the longest chain of imports
+) -> None:
+    "How deep a repository is"
+    from labkit.corpus.repository import Graph
+    for needs, want in (([[], [0], [1], [0]], 3), ([[]], 1), ([[1, 2], [2], [], [0]], 4)):
+        g = Graph([f'{i}.py' for i in range(len(needs))], needs)
+        assert f(g) == want, f'{needs}: expected {want}, got {f(g)}'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #caveragehash
+@exercise
+def average_hash(
+    f, # (H, W) grey picture → 64-bit integer
+) -> None:
+    "The simplest perceptual hash"
+    y, x = np.mgrid[:64, :64]
+    left = np.where(x < 32, 255., 0.)
+    assert f(left) == int('11110000' * 8, 2), f'the left half is bright: expected 11110000 eight times, got {f(left):064b}'
+    assert (f(y * 4.) ^ f(y * 2. + 9)).bit_count() == 0, 'brightness and contrast change nothing'
+    assert (f(y * 4.) ^ f(x * 4.)).bit_count() > 20, 'other pictures have other hashes'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #3fff1425
+@exercise
+def shorten(
+    stage, # Shorten: most → a stage
+) -> None:
+    "A stage that cuts texts and lets fall what is empty"
+    from dataclasses import is_dataclass
+    from labkit.corpus.documents import Document
+    from labkit.corpus.stages import Fallen
+    assert is_dataclass(stage), 'Shorten should be a dataclass: a stage is sent to other processes, and compared'
+    got = stage(3)([Document('coffee', 'a'), Document('', 'b'), Document('tea', 'c')])
+    assert len(got) == 3, f'one answer for each document: expected 3, got {len(got)}'
+    assert [getattr(d, 'text', None) for d in got] == ['cof', None, 'tea'], f'texts of at most 3 characters; got {got}'
+    assert isinstance(got[1], Fallen) and got[1].why == 'empty', f"for the empty text: Fallen('empty'), got {got[1]}"
+    assert got[0].id == 'a' and stage(3) == stage(3), 'ids stay, and two stages with the same setting are equal'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #b1906c4d
+@exercise
+def merge_tallies(
+    f, # list of lists of `Tally` → list of `Tally`
+) -> None:
+    "Tallies of batches, added up step by step"
+    from collections import Counter
+    from labkit.corpus.stages import Tally
+    parts = [[Tally('language', 5, 4, why=Counter(other=1)), Tally('rules', 4, 2, why=Counter(short=2))], [Tally('language', 3, 3), Tally('rules', 3, 2, why=Counter(short=1))]]
+    got = f(parts)
+    assert [t.step for t in got] == ['language', 'rules'], f'one tally for each step, in their order; got {[t.step for t in got]}'
+    assert [(t.n_in, t.n_out) for t in got] == [(8, 7), (7, 4)], f'counts add up to 8 → 7 and 7 → 4; got {[(t.n_in, t.n_out) for t in got]}'
+    assert got[1].why == Counter(short=3), f'reasons add up too: {got[1].why}'
+    assert parts[0][0].n_in == 5, 'the tallies that came in must not change'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #158e4274
+@exercise
+def in_order(
+    f, # iterator of (number, result) → iterator of results
+) -> None:
+    "Results in the order of the tasks, as early as can be"
+    assert list(f(iter([(2, 'c'), (0, 'a'), (1, 'b')]))) == ['a', 'b', 'c'], f"expected a, b, c; got {list(f(iter([(2, 'c'), (0, 'a'), (1, 'b')])))}"
+    seen = []
+    def pairs():
+        for i in (0, 2, 1, 3): seen.append(i); yield i, i
+    it = iter(f(pairs()))
+    assert next(it) == 0 and seen == [0], 'the first result is there already: do not wait for the others'
+    assert list(it) == [1, 2, 3] and list(f(iter([]))) == []
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #cff6b65d
+@exercise
+def isolate(
+    f, # (run, task) → pieces that cannot be worked on
+) -> None:
+    "The culprits among many pieces, by halving"
+    calls = []
+    def run(pieces):
+        calls.append(len(pieces))
+        if {7, 500} & set(pieces): raise RuntimeError
+    got = f(run, list(range(1024)))
+    assert sorted(got) == [7, 500], f'the pieces 7 and 500 raise; got {got}'
+    assert len(calls) <= 60, f'{len(calls)} calls: halving needs about 2 · 2 · 10'
+    assert f(lambda pieces: None, [1, 2]) == [], 'nothing is bad: expected []'
