@@ -1,15 +1,20 @@
 "Tokenizer and shards over arbitrary text and ids."
-import inspect, textwrap
+import inspect, pickle, textwrap
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from labkit.core.settings import UserError
-from labkit.corpus.tokens import Shards, Tokenizer, train_tokenizer, write_shards
+from labkit.corpus.tokens import BYTES, Shards, Tokenizer, compression, graft, train_tokenizer, write_shards
 
 TEXT = st.text(st.characters(exclude_categories=['Cs']))
-MARKED = st.lists(TEXT | st.sampled_from(['<|endoftext|>', '<|im_start|>', '<|im_end|>', '你好', '\n\n', '  ']), max_size=6).map(''.join)
+MARKED = st.lists(TEXT | st.sampled_from(['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<0xE4>', '<0x0A>', '你好', '\n\n', '  ']), max_size=6).map(''.join)
+
+LEARNED = ['hello world, hello tokens', '你好，世界。世界，你好。', 'def f(x):\n    return x + 1\n', *inspect.getsource(textwrap).splitlines()] * 20
 
 @pytest.fixture(scope='module')
-def tok(): return train_tokenizer(['hello world, hello tokens', '你好，世界。世界，你好。', 'def f(x):\n    return x + 1\n', *inspect.getsource(textwrap).splitlines()] * 20, 400)
+def tok(): return train_tokenizer(LEARNED, 400)
+
+@pytest.fixture(scope='module')
+def unigram(): return train_tokenizer(LEARNED, 600, kind='unigram')
 
 @settings(max_examples=200, deadline=None)
 @given(MARKED)
@@ -17,6 +22,68 @@ def test_any_text_comes_back(tok, text):
     ids = tok.encode(text)
     assert tok.decode(ids) == text
     assert not set(ids) & set(tok.special.values()), 'text must never become a special token by itself'
+
+@settings(max_examples=200, deadline=None)
+@given(MARKED)
+def test_any_text_comes_back_from_unigram(unigram, text):
+    ids = unigram.encode(text)
+    assert unigram.decode(ids) == text and unigram.encode_batch([text, text]) == [ids, ids]
+    assert not set(ids) & set(unigram.special.values()), 'neither unknown nor a marker'
+
+@settings(max_examples=60, deadline=None)
+@given(MARKED)
+def test_unigram_comes_back_from_its_files(unigram, tmp_path_factory, text):
+    folder = tmp_path_factory.getbasetemp()/'unigram'
+    if not folder.exists(): unigram.save(folder)
+    again = Tokenizer.load(folder)
+    assert again.digest == unigram.digest and again.encode(text) == unigram.encode(text) and again.decode(again.encode(text)) == text
+
+@pytest.mark.parametrize('size', [259, 260, 261, 270])
+@pytest.mark.parametrize('texts', [[], [''], ['a'], ['茶茶茶 hello <0x41>'] * 3], ids=['none', 'empty', 'one', 'some'])
+def test_unigram_from_nearly_nothing(texts, size):
+    t, text = train_tokenizer(texts, size, kind='unigram'), '茶 <0x41> <|im_end|>\r\n\t 龘🙂'
+    assert t.decode(t.encode(text)) == text and 259 <= t.vocab_size <= size
+
+def test_unigram_spells_rare_characters_in_bytes(unigram):
+    assert [unigram.backend.id_to_token(i) for i in unigram.encode('龘')] == [BYTES[b] for b in '龘'.encode()]
+    assert len(unigram.encode('return')) == 1
+
+def test_unigram_has_special_tokens_in_the_places_of_bpe(tok, unigram):
+    assert (unigram.special, unigram.eos_ids, unigram.eos_id, unigram.chat_template) == (tok.special, tok.eos_ids, tok.eos_id, tok.chat_template)
+    assert unigram.encode('<|im_end|>', special=True) == [2]
+
+def test_transformers_reads_unigram(unigram, tmp_path):
+    AutoTokenizer = pytest.importorskip('transformers').AutoTokenizer
+    unigram.save(tmp_path/'t')
+    text = 'def hello(世界):\n    return "龘" + 42'
+    hf = AutoTokenizer.from_pretrained(tmp_path/'t')
+    assert hf.encode(text) == unigram.encode(text) and hf.decode(hf.encode(text)) == text
+
+def test_other_kinds_are_refused():
+    with pytest.raises(UserError, match="'wordpiece': expected 'bpe' or 'unigram'"): train_tokenizer(['x'], 300, kind='wordpiece')
+    with pytest.raises(UserError, match='259'): train_tokenizer(['x'], 258, kind='unigram')
+
+@pytest.mark.parametrize('size', [259, 300, 399, 400])
+def test_the_beginning_of_a_bpe_is_a_bpe(tok, size): assert graft(tok, size).backend.get_vocab() == train_tokenizer(LEARNED, size).backend.get_vocab()
+
+@settings(max_examples=60, deadline=None)
+@given(MARKED)
+def test_grafted_tokenizers_lose_nothing(grafted, text): assert grafted.decode(grafted.encode(text)) == text
+
+@pytest.fixture(scope='module')
+def grafted(tok): return graft(tok, 320, train_tokenizer(['我们在酒店住了三天，早餐很好，房间很大。'] * 20, 300), 350)
+
+def test_grafting_brings_the_other_language(tok, grafted):
+    assert grafted.vocab_size == 350 and grafted.special == tok.special and grafted.eos_ids == tok.eos_ids
+    zh, en = '我们在酒店住了三天', 'hello world, hello tokens'
+    assert len(grafted.encode(zh)) < len(tok.encode(zh)) / 2 and grafted.encode(en) == graft(tok, 320).encode(en)
+
+def test_only_bpe_is_grafted(unigram):
+    with pytest.raises(UserError, match='only a BPE'): graft(unigram, 300)
+
+def test_compression_weighs_by_length(tok):
+    texts = {'a': ['hello', 'hello world, hello tokens'], 'none': []}
+    assert compression(tok, texts) == {'a': 30 / (len(tok.encode(texts['a'][0])) + len(tok.encode(texts['a'][1]))), 'none': 0.}
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 399), max_size=30))
@@ -63,6 +130,7 @@ def test_shards_are_one_long_array(tok, tmp_path_factory, docs, limit, cut):
     assert (sh[slice(*cut)] == flat[slice(*cut)]).all() and [sh[i] for i in range(len(sh))] == flat.tolist()
     assert [d.tolist() for d in sh.documents()] == docs
     Shards(folder).verify()
+    assert len(raw := pickle.dumps(sh)) < 1000 and (pickle.loads(raw)[:] == flat).all(), 'a process is sent the place, not the tokens'
 
 def test_ids_out_of_range(tok, tmp_path):
     for bad in ([70_000], [-1]):
