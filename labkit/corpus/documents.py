@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/documents.html.md"""
 
 # %% auto #0
 __all__ = ['PIECE', 'LONGEST', 'META_CHARSET', 'MIME', 'FORMATS', 'Document', 'text_id', 'BadRecord', 'as_document', 'optional',
-           'format_of', 'read_documents', 'write_documents']
+           'from_columns', 'format_of', 'read_documents', 'write_documents']
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #d14a9290
 import gzip, hashlib, importlib, io, json, re, zlib
@@ -172,7 +172,7 @@ def _jsonl(path: Path, bad: Callable, start: int, end: int | None, limit: int) -
             yield doc
     except ValueError as e: bad(str(e), n + 1, at)
 
-# %% ../../nbs/1_corpus/01_documents.ipynb #c69a0f3d
+# %% ../../nbs/1_corpus/01_documents.ipynb #f10dd662
 def _parquet(path: Path, bad: Callable, limit: int) -> Iterator[Document]:
     "Documents of a Parquet file, a row group at a time"
     pq, errors = optional('pyarrow.parquet', 'a Parquet file'), (optional('pyarrow', 'a Parquet file').ArrowException, OSError, ValueError, MemoryError)
@@ -187,16 +187,19 @@ def _parquet(path: Path, bad: Callable, limit: int) -> Iterator[Document]:
                 for batch in file.iter_batches(256, row_groups=[g], use_threads=False):
                     for r in batch.to_pylist():
                         row += 1
-                        try: doc = as_document(_from_column(r, limit))
+                        try: doc = as_document(from_columns(r, limit))
                         except ValueError as e: bad(str(e), 0, row - 1); continue
                         yield doc
             except errors as e: bad(f'row group {g} cannot be read: {e}', 0, row)
             row = first + file.metadata.row_group(g).num_rows
 
-# %% ../../nbs/1_corpus/01_documents.ipynb #1c310124
-def _from_column(row: dict, limit: int) -> dict:
+# %% ../../nbs/1_corpus/01_documents.ipynb #9ff228f6
+def from_columns(
+    row: dict, # column -> value
+    limit: int = LONGEST, # characters of the text at most
+) -> dict: # the same as JSON has it
     "A row of a table as JSON has it: metadata that was written as a string becomes an object again; raises `ValueError`"
-    if isinstance(row['text'], str) and len(row['text']) > limit: raise ValueError(f"a text of {len(row['text']):,} characters; the limit is {limit:,}")
+    if isinstance(row.get('text'), str) and len(row['text']) > limit: raise ValueError(f"a text of {len(row['text']):,} characters; the limit is {limit:,}")
     if isinstance(meta := row.get('metadata'), str): row['metadata'] = json.loads(meta) if meta else {}
     return {k: v for k, v in row.items() if v is not None}
 
