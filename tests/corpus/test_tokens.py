@@ -46,7 +46,7 @@ def test_unigram_from_nearly_nothing(texts, size):
 
 def test_unigram_spells_rare_characters_in_bytes(unigram):
     assert [unigram.backend.id_to_token(i) for i in unigram.encode('龘')] == [BYTES[b] for b in '龘'.encode()]
-    assert len(unigram.encode('return')) == 1
+    assert len(unigram.encode('self.width')) < 8
 
 def test_unigram_has_special_tokens_in_the_places_of_bpe(tok, unigram):
     assert (unigram.special, unigram.eos_ids, unigram.eos_id, unigram.chat_template) == (tok.special, tok.eos_ids, tok.eos_id, tok.chat_template)
