@@ -2,6 +2,7 @@
 import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from labkit.core.settings import UserError
+from labkit.corpus.blend import Blend
 from labkit.pretrain.data import Batches, as_pairs, held_out, micro_batches, window_starts
 
 sizes = dict(n=st.integers(40, 400), seq=st.integers(2, 16), seed=st.integers(0, 2**32), epoch=st.integers(0, 5))
@@ -28,6 +29,17 @@ def test_epochs_differ_and_seeds_differ():
     a, b, c = window_starts(1000, 10, 0, 0), window_starts(1000, 10, 0, 1), window_starts(1000, 10, 1, 0)
     assert not np.array_equal(a, b) and not np.array_equal(a, c)
     assert np.array_equal(a, window_starts(1000, 10, 0, 0))
+
+def test_the_order_is_that_of_the_corpus_stage():
+    b = Batches(np.arange(1000), 10, 4, seed=3)
+    first = [int(b.sequence(i)[0]) for i in range(2 * b.windows)]
+    assert first == [*window_starts(1000, 10, 3, 0), *window_starts(1000, 10, 3, 1)]
+
+def test_several_corpora_are_read_in_their_proportions():
+    blend = Blend(dict(a=np.arange(300), b=np.arange(1000, 1600)), 10, dict(a=3, b=1))
+    x = torch.cat([x for step in range(16) for x, _ in micro_batches(Batches(blend, 10, 8), step, 3)])
+    assert (x[:, 0] < 1000).sum() == 96 and len(x) == 128
+    with pytest.raises(UserError, match='the blend has sequences of 10'): Batches(blend, 20, 8)
 
 @pytest.mark.parametrize('n', [0, 1, 10, 19])
 def test_too_few_tokens(n):

@@ -15,6 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..core.settings import UserError
 from .signals import mix
+from .tokens import Shards
 
 # %% ../../nbs/1_corpus/22_blend.ipynb #e62788a7
 def apportion(
@@ -93,7 +94,7 @@ def _check_weights(sources: Mapping, weights: Mapping[str, float]) -> np.ndarray
 
 def _check_tokenizers(sources: Mapping) -> None:
     "Raise `UserError` where two sources were made with different tokenizers"
-    made = {name: s.index['tokenizer'] for name, s in sources.items() if hasattr(s, 'index')}
+    made = {name: s.index['tokenizer'] for name, s in sources.items() if isinstance(s, Shards)}
     for name, digest in made.items():
         if digest != (first := next(iter(made.items())))[1]: raise UserError(f"{sources[name].folder} was made with another tokenizer ({digest[:12]}…) than {sources[first[0]].folder} ({first[1][:12]}…): their ids mean different words")
 
@@ -188,7 +189,7 @@ def batch(self: Blend,
 # %% ../../nbs/1_corpus/22_blend.ipynb #6d37a2bc
 def _identity(source) -> str:
     "What tells one source from another: the hashes of its files, or of its tokens"
-    if hasattr(source, 'index'): return f"{source.index['tokenizer']} {[f['sha256'] for f in source.index['files']]}"
+    if isinstance(source, Shards): return f"{source.index['tokenizer']} {[f['sha256'] for f in source.index['files']]}"
     return hashlib.sha256(np.asarray(source[:]).astype('<i8').tobytes()).hexdigest()
 
 @patch(as_prop=True)

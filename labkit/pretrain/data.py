@@ -8,13 +8,12 @@ Docs: https://labkit.github.io/labkit/nbs/3_pretrain/data.html.md"""
 __all__ = ['window_starts', 'Batches', 'as_pairs', 'micro_batches', 'held_out', 'Corpus', 'open_corpus']
 
 # %% ../../nbs/3_pretrain/01_data.ipynb #9bdfa540
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch
 from ..core.settings import UserError
+from ..corpus.blend import Blend, rows_of
 from ..corpus.tokens import Shards, Tokenizer
 
 # %% ../../nbs/3_pretrain/01_data.ipynb #9c608c95
@@ -25,35 +24,30 @@ def window_starts(
     epoch: int,    # which pass over the corpus, from 0
 ) -> np.ndarray: # (windows,) first token of each window, in the order of training
     "Cut the corpus into windows at an offset of this epoch's own, and shuffle them"
-    rng = np.random.default_rng((seed, epoch))
-    offset = int(rng.integers(seq_len))
-    return offset + seq_len * rng.permutation(n_tokens // seq_len - 1)
+    blend = Blend({'train': range(n_tokens)}, seq_len, seed=seed)
+    w = int(blend.windows[0])
+    return blend.places(np.arange(epoch * w, epoch * w + w))[2]
 
 # %% ../../nbs/3_pretrain/01_data.ipynb #90f4bec6
 class Batches:
     "Global batches of next-token pairs; what a batch holds depends on `seed` and `step` alone"
     def __init__(self,
-        tokens,         # `Shards`, or anything with a length and slices of token ids
+        tokens,         # `Shards`, or anything with a length and slices of token ids; or a `Blend` of several
         seq_len: int,   # tokens of a sequence
         batch: int,     # sequences of a global batch
-        seed: int = 0,  # of the order
+        seed: int = 0,  # of the order (a `Blend` has its own)
     ):
-        self.tokens, self.seq_len, self.batch, self.seed = tokens, seq_len, batch, seed
-        self.windows = len(tokens) // seq_len - 1 # in an epoch
-        if self.windows < 1: raise UserError(f'{getattr(tokens, "folder", "the corpus")}: {len(tokens):,} tokens are too few for sequences of {seq_len}: at least {2*seq_len:,} are needed')
-        self._starts = lru_cache(maxsize=2)(lambda epoch: window_starts(len(tokens), seq_len, seed, epoch))
+        self.blend = tokens if isinstance(tokens, Blend) else Blend({'train': tokens}, seq_len, seed=seed)
+        if self.blend.seq_len != seq_len: raise UserError(f'seq_len = {seq_len}: the blend has sequences of {self.blend.seq_len} tokens')
+        self.batch, self.windows = batch, int(self.blend.windows.sum()) # windows in one pass over everything
 
     def sequence(self, i: int) -> np.ndarray: # (T+1,)
         "The `i`-th sequence of the run, with the token that follows it"
-        epoch, k = divmod(i, self.windows)
-        start = int(self._starts(epoch)[k])
-        return np.asarray(self.tokens[start:start + self.seq_len + 1], dtype=np.int64)
+        return self.blend.sequences([i])[0]
 
     def rows(self, step: int, rank: int = 0, ranks: int = 1) -> range:
         "Which sequences of the run this rank sees in this step: a contiguous part of the batch"
-        share = self.batch // ranks
-        first = step * self.batch + rank * share
-        return range(first, first + share)
+        return rows_of(step, self.batch, rank, ranks)
 
 # %% ../../nbs/3_pretrain/01_data.ipynb #fe4c6902
 def as_pairs(
@@ -73,7 +67,7 @@ def micro_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: # pairs (b, T), (b, T) with b ≤ micro
     "This rank's part of a global batch, in pieces that fit into memory"
     rows = batches.rows(step, rank, ranks)
-    for i in range(0, len(rows), micro): yield as_pairs(np.stack([batches.sequence(r) for r in rows[i:i + micro]]))
+    for i in range(0, len(rows), micro): yield as_pairs(batches.blend.sequences(rows[i:i + micro]))
 
 # %% ../../nbs/3_pretrain/01_data.ipynb #8d6437e0
 def held_out(
