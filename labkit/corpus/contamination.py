@@ -8,7 +8,7 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/contamination.html.md"""
 __all__ = ['LABELS', 'N', 'SHORT', 'LINE', 'NOTHING', 'Item', 'read_items', 'Contamination', 'Hit', 'frequent', 'decontaminate',
            'ItemReport', 'by_item']
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #f79729bd
+# %% ../../nbs/1_corpus/20_contamination.ipynb #984eadae
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ import numpy as np
 from ..core.files import read_jsonl
 from .signals import BASE, Words, cut
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #83118c91
+# %% ../../nbs/1_corpus/20_contamination.ipynb #66aa2f81
 @dataclass(frozen=True)
 class Item:
     "A question of an evaluation set, in the parts that may leak one by one"
     id: str                 # unique among all items
     parts: tuple[str, ...]  # passage, question, options, solution…
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #bb0543f0
+# %% ../../nbs/1_corpus/20_contamination.ipynb #21533b9f
 LABELS = ('id', 'task_id', 'language', 'split', 'topic', 'entry_point', 'source') # fields that name an item and are no text of it
 
 def read_items(
@@ -37,7 +37,7 @@ def read_items(
         parts = tuple(v for k, v in row.items() if isinstance(v, str) and (k in fields if fields else k not in LABELS))
         yield Item(str(row.get('id') or row.get('task_id') or f'{name}:{n}'), parts)
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #2872726e
+# %% ../../nbs/1_corpus/20_contamination.ipynb #e1d84b3e
 N, SHORT, LINE = 13, 8, 5 # words in a gram; least of a part that is looked for anywhere (both: Brown et al. 2020, appendix C); least of one that must be a line
 
 def _runs(h: np.ndarray, sizes: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -51,7 +51,7 @@ def _grams(h: np.ndarray, n: int) -> np.ndarray:
     "Hashes that betray a part: its n-grams, or the whole of it where it is shorter"
     return np.unique(next(_runs(h, [min(n, max(1, len(h)))]))[1])
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #0e208e8d
+# %% ../../nbs/1_corpus/20_contamination.ipynb #39689c4d
 class Contamination:
     "Finds the items of evaluation sets in documents; can be pickled"
     def __init__(self,
@@ -71,7 +71,7 @@ class Contamination:
         able = {i for i, _, h in self.parts if len(h) >= self.line}
         return [name for i, name in enumerate(self.ids) if i not in able]
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #ebf892c1
+# %% ../../nbs/1_corpus/20_contamination.ipynb #0b1afc74
 def _table(keys: list[np.ndarray], owners: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.uint64]:
     "Keys in ascending order, their owners, the filter and the shift that leads into it"
     key = np.concatenate([np.zeros(0, np.uint64), *keys]); owner = np.repeat(np.array(owners, np.int64), [len(k) for k in keys])
@@ -81,10 +81,10 @@ def _table(keys: list[np.ndarray], owners: list[int]) -> tuple[np.ndarray, np.nd
     hit = np.zeros(2**bits, bool); hit[key >> shift] = True
     return key[order], owner[order], hit, shift
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #6d990de0
+# %% ../../nbs/1_corpus/20_contamination.ipynb #4c25287a
 from fastcore.basics import patch
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #ab07d23e
+# %% ../../nbs/1_corpus/20_contamination.ipynb #3495c223
 @patch
 def _index(self: Contamination, ignore: np.ndarray) -> None:
     "Build the table of grams and the one of short lines"
@@ -96,7 +96,7 @@ def _index(self: Contamination, ignore: np.ndarray) -> None:
     self.sizes = sorted({min(self.n, len(self.parts[k][2])) for k in where}) # lengths of grams that are looked for
     self.line_sizes = sorted({len(self.parts[k][2]) for k in lines})
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #08e2899a
+# %% ../../nbs/1_corpus/20_contamination.ipynb #d12546df
 NOTHING = np.zeros(0, np.int64)
 
 def _look(keys: np.ndarray, table: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,14 +108,14 @@ def _look(keys: np.ndarray, table: tuple) -> tuple[np.ndarray, np.ndarray, np.nd
     row = np.concatenate([NOTHING, *(np.arange(a, b) for a, b in zip(lo[hi > lo], hi[hi > lo]))])
     return np.repeat(at, hi - lo), owner[row], row
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #e51e7bd1
+# %% ../../nbs/1_corpus/20_contamination.ipynb #1d8ab06a
 def _lines(w: Words) -> tuple[np.ndarray, np.ndarray]:
     "First word and number of words of every line that has words"
     edges = np.concatenate([[0], np.searchsorted(w.start, np.flatnonzero(w.codes == 10)), [len(w.hash)]]) # (L+1,) ascending
     count = np.diff(edges)
     return edges[:-1][count > 0], count[count > 0]
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #9e8f95e0
+# %% ../../nbs/1_corpus/20_contamination.ipynb #1cec1438
 @patch
 def _matches(self: Contamination, w: Words) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
     "Matches as (first word, part, key), for each length of gram"
@@ -131,7 +131,7 @@ def _matches(self: Contamination, w: Words) -> Iterator[tuple[np.ndarray, np.nda
         at, part, row = _look(next(_runs(w.hash[start[:, None] + np.arange(n)].ravel(), [n]))[1][::n], self.lines)
         yield start[at], part, self.lines[0][row], n
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #db83b4bf
+# %% ../../nbs/1_corpus/20_contamination.ipynb #e997161a
 @dataclass(frozen=True)
 class Hit:
     "A piece of an evaluation item in a document"
@@ -143,14 +143,14 @@ class Hit:
     share: float  # share of the part's grams that occur in the document, from 0 to 1
     def __str__(self): return f'{self.item} part {self.part}: {self.kind} at {self.start}–{self.end}, {self.share:.0%} of its grams'
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #429dc0b5
+# %% ../../nbs/1_corpus/20_contamination.ipynb #af05f7b6
 def _spans(at: np.ndarray, n: int) -> list[tuple[int, int]]:
     "Runs of overlapping grams as (first word, one after the last)"
     at = np.unique(at)
     new = np.flatnonzero(np.r_[True, np.diff(at) > n])
     return list(zip(at[new].tolist(), (at[np.r_[new[1:] - 1, len(at) - 1]] + n).tolist()))
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #f5322d95
+# %% ../../nbs/1_corpus/20_contamination.ipynb #81eec971
 @patch
 def hits(self: Contamination,
     text: str, # a document
@@ -168,7 +168,7 @@ def hits(self: Contamination,
                 out.append(Hit(self.ids[i], number, kind, int(w.start[a]), int(w.end[b - 1]), float(share)))
     return sorted(out, key=lambda x: (x.start, x.end, x.item, x.part))
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #2604c5e9
+# %% ../../nbs/1_corpus/20_contamination.ipynb #eb7f2ea3
 def frequent(
     detector: Contamination, # without `ignore`
     texts: Iterable[str],    # a corpus or a sample of it
@@ -179,7 +179,7 @@ def frequent(
     key, count = np.unique(np.concatenate([np.zeros(0, np.uint64), *seen]), return_counts=True)
     return key[count > limit]
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #89770304
+# %% ../../nbs/1_corpus/20_contamination.ipynb #9fa79893
 def decontaminate(
     text: str,            # a document
     hits: Sequence[Hit],  # what `Contamination` found in it
@@ -196,7 +196,7 @@ def decontaminate(
     kept = [p for p in pieces if len(p) >= least]
     return kept if len(kept) <= most else []
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #a84795a2
+# %% ../../nbs/1_corpus/20_contamination.ipynb #0673c57d
 @dataclass(frozen=True)
 class ItemReport:
     "What the corpus knows of one item"
@@ -205,7 +205,7 @@ class ItemReport:
     exact: bool                # some document holds a whole part
     documents: tuple[str, ...] # ids of the documents that hold some of it
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #4af66489
+# %% ../../nbs/1_corpus/20_contamination.ipynb #690512d2
 def by_item(
     found: Iterable[tuple[str, Sequence[Hit]]], # id of each document and what was found in it
     detector: Contamination,                    # that found it
