@@ -10,8 +10,8 @@ __all__ = ['ALONE', 'BASE', 'ODD1', 'ODD2', 'AT', 'ROLL', 'WORDS', 'KEY1', 'KEY2
            'band_keys', 'buckets', 'candidates', 'UnionFind', 'Recent', 'Found', 'Judge', 'bucket_pairs', 'Clusters',
            'cluster', 'PairScores', 'pair_scores', 'worth', 'keep_one']
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #f8b3d700
-import functools, re
+# %% ../../nbs/1_corpus/10_dedup.ipynb #bcac3373
+import functools, math, re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from ..core.settings import UserError
 from .documents import Document
 from .signals import Words, cut, mix
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #0d3de6d5
+# %% ../../nbs/1_corpus/10_dedup.ipynb #6daae321
 ALONE = 2 # a character that is a word by itself; 1: part of a word; 0: of none
 
 @functools.cache
@@ -33,7 +33,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     kind[[i for i, c in enumerate(chars) if c.isspace()]] = 3
     return kind, np.array([ord(l) if len(l := c.lower()) == 1 else ord(c) for c in chars], np.uint32)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #2bff798f
+# %% ../../nbs/1_corpus/10_dedup.ipynb #87729eb4
 @njit(inline='always')
 def _char(raw, i):
     "Code point at byte i of valid UTF-8, and its length in bytes"
@@ -56,7 +56,7 @@ def _kind(c, kind):
     "Class of a character; beyond the tables only the ideographs of planes 2 and 3 are words"
     return kind[c] if c < 65536 else uint64(ALONE) if 0x20000 <= c < 0x40000 else uint64(0)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #017a11d1
+# %% ../../nbs/1_corpus/10_dedup.ipynb #8d5dccec
 BASE = uint64(0x9e3779b97f4a7c15)                                  # of the rolling hash over words; odd
 ODD1, ODD2 = uint64(0xa0761d6478bd642f), uint64(0xe7037ed1a0b428db) # of the two halves of the exact key; odd numbers without a pattern
 AT, ROLL, WORDS, KEY1, KEY2, TOKENS, BLANK, SLOTS = range(8)       # places in the state of a walk, and their number
@@ -90,7 +90,7 @@ def _walk(raw, kind, lower, drop, ring, state, x):
     if i >= size and 0 < words < n and fill < len(x): x[fill] = _mix(state[ROLL]); fill += 1 # shorter than n words: one shingle, all of it
     return fill
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #1f8eca67
+# %% ../../nbs/1_corpus/10_dedup.ipynb #ba17294f
 def _blocks(
     text: str, # a document
     n: int,    # words in a shingle
@@ -110,7 +110,7 @@ def exact_key(
     for _ in _blocks(text, 1, state): pass
     return state[[KEY1, KEY2]].tobytes()
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #2c069701
+# %% ../../nbs/1_corpus/10_dedup.ipynb #4c9edc9a
 def exact_copies(
     keys: Sequence[bytes], # (N,) `exact_key` of each document
 ) -> np.ndarray: # (N,) index of the first document with the same key: its own where it is the first
@@ -118,7 +118,7 @@ def exact_copies(
     first = {}
     return np.array([first.setdefault(k, i) for i, k in enumerate(keys)], np.int64)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #4e038bc9
+# %% ../../nbs/1_corpus/10_dedup.ipynb #9d3d1cb2
 def shingles(
     text: str | Words, # a document (of `Words`, the text)
     n: int = 5,        # words in a shingle
@@ -145,7 +145,7 @@ def jaccard(
     both = _common(a, b)
     return both / max(1, len(a) + len(b) - both)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #ecbb3e7e
+# %% ../../nbs/1_corpus/10_dedup.ipynb #8755a8e3
 @dataclass(frozen=True)
 class MinHash:
     "Signatures of `bands` × `rows` numbers, of which two texts share the share that their shingles do"
@@ -166,7 +166,7 @@ class MinHash:
         "Probability that a pair of Jaccard similarity s shares at least one band: 1 - (1 - s^rows)^bands"
         return 1 - (1 - s ** self.rows) ** self.bands
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #891c2fe2
+# %% ../../nbs/1_corpus/10_dedup.ipynb #26db30ce
 @njit(cache=True, nogil=True)
 def _least(x, a, b, out):
     "Lower out (size,) to the least value of each hash function over the 32-bit x (B,)"
@@ -188,7 +188,7 @@ def signature(
     "The least value of each hash function over the shingles"
     return _lower(s, mh, np.full(mh.size, 2**32 - 1, np.uint32))
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #bed62d8f
+# %% ../../nbs/1_corpus/10_dedup.ipynb #9e42c414
 def sign(
     text: str,               # a document
     mh: MinHash = MinHash(), # the signature's size and hash functions
@@ -199,7 +199,7 @@ def sign(
     for x in _blocks(text, n, state): _lower(x, mh, out)
     return state[[KEY1, KEY2]].tobytes(), out
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #33e19126
+# %% ../../nbs/1_corpus/10_dedup.ipynb #a79b862e
 def choose(
     threshold: float,    # Jaccard similarity from which two texts are the same
     recall: float = .92, # probability that a pair just at the threshold is found
@@ -210,7 +210,7 @@ def choose(
     if not fits: raise UserError(f'no bands of {size} numbers find a pair of similarity {threshold} with probability {recall}; give more numbers or ask for less')
     return max(fits, key=lambda mh: mh.rows)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #a3ffef15
+# %% ../../nbs/1_corpus/10_dedup.ipynb #3f44e397
 def row_hashes(
     band: np.ndarray, # (N, rows) part of the signatures
     salt: int = 0,    # another number for each band, so that keys of different bands do not meet
@@ -264,7 +264,7 @@ class UnionFind:
         a, b = self.find(i), self.find(j)
         self.parent[max(a, b)] = min(a, b)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #10db0718
+# %% ../../nbs/1_corpus/10_dedup.ipynb #fceb257a
 class Recent:
     "Shingles asked for lately, up to some room: buckets ask for the same texts again and again"
     def __init__(self,
@@ -286,53 +286,62 @@ class Found:
     compared: int = 0  # pairs whose true similarity was computed
     cut_short: int = 0 # texts that were not compared with everything in a bucket
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #42773323
+# %% ../../nbs/1_corpus/10_dedup.ipynb #e633bdb4
 class Judge:
-    "Are two texts the same? The answer is remembered"
-    def __init__(self, shingles_of: Callable[[int], np.ndarray], threshold: float):
+    "Are two texts the same? Answers are remembered, up to some room"
+    def __init__(self,
+        shingles_of: Callable[[int], np.ndarray], # shingles of a text, by its number
+        threshold: float,    # Jaccard similarity from which two texts are the same
+        room: int = 300_000, # answers remembered
+    ):
         if not 0 < threshold <= 1: raise UserError(f'threshold {threshold}: expected a Jaccard similarity above 0, at most 1')
-        self.of, self.threshold, self.known = Recent(shingles_of), threshold, {}
+        self.of, self.threshold, self.room, self.known, self.compared, self.confirmed = Recent(shingles_of), threshold, room, {}, 0, 0
     def __call__(self, i: int, j: int) -> bool:
         "Whether the similarity of texts i and j reaches the threshold"
         pair = (i, j) if i < j else (j, i)
         if pair not in self.known:
+            if len(self.known) >= self.room: self.known.clear()
             a, b = self.of(i), self.of(j)
-            self.known[pair] = min(len(a), len(b)) >= self.threshold * max(len(a), len(b)) and jaccard(a, b) >= self.threshold
+            same = self.known[pair] = min(len(a), len(b)) >= self.threshold * max(len(a), len(b)) and jaccard(a, b) >= self.threshold
+            self.compared += 1; self.confirmed += same
         return self.known[pair]
     def near_first(self, docs: list[int]) -> list[int]:
         "An order in which near-copies stand beside each other: by their least shingles"
         return sorted(docs, key=lambda i: (self.of(i)[:8].tolist(), i))
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #0d2719f2
-def _place(k: int, groups: list[list[int]], same: Judge, limit: int) -> tuple[list, bool]:
-    "Compare k with the groups of a bucket, latest first, and join it to those it is like; the pairs, and whether the limit came first"
-    mine, misses, edges, tried = [k], [], [], 0
+# %% ../../nbs/1_corpus/10_dedup.ipynb #4a5588ab
+def _place(item: list[int], groups: list[list[int]], same: Judge, limit: float, since: int) -> tuple[list, bool]:
+    "Compare an item with the groups of a bucket, latest first, and join it to those it is like; the pairs, and whether the limit came first"
+    mine, misses, edges, tried = list(item), [], [], 0
     while groups and tried < limit:
         g, hit = groups.pop(), False
-        for j in islice(reversed(g), limit - tried):
+        for i, j in islice(((i, j) for i in reversed(g) for j in item if i >= since or j >= since), None if limit == math.inf else limit - tried):
             tried += 1
-            if hit := same(j, k): break
-        if hit: edges.append((j, k)); mine, less = (g, mine) if len(g) >= len(mine) else (mine, g); mine.extend(less)
+            if hit := same(i, j): edges.append((i, j)); break
+        if hit: mine, less = (g, mine) if len(g) >= len(mine) else (mine, g); mine.extend(less)
         else: misses.append(g)
-    cut_short = bool(groups) or tried >= limit and not edges
+    cut_short = bool(groups) or tried >= limit
     groups.extend(misses[::-1]); groups.append(mine)
     return edges, cut_short
 
 def bucket_pairs(
     docs: Sequence[int], # documents of one bucket, ascending
     same: Judge,         # decides on a pair
-    limit: int = 256,    # comparisons of one document in one bucket at most
-    start: Sequence[list[int]] = (), # groups of other documents of the bucket that are joined already and are not compared with each other
+    limit: int = 256,    # a bucket of more documents than this compares each with at most so many
+    root: Callable[[int], int] | None = None, # name of the group that a document was joined to before
+    since: int = 0,      # two documents below this number are not compared: that was done before
 ) -> tuple[list[tuple[int, int]], int]: # pairs that join all that belongs together, number of documents cut short
-    "Compare what a bucket proposes, except what it has joined itself"
-    groups, edges, short = [list(g) for g in start], [], 0
+    "Compare what a bucket proposes, except what is joined already"
     docs = [int(i) for i in docs]
-    for k in docs if len(docs) + sum(map(len, groups)) <= limit else same.near_first(docs):
-        more, cut_short = _place(k, groups, same, limit)
+    small, items, edges, short = len(docs) <= limit, {}, [], 0
+    for i in docs if small else same.near_first(docs): items.setdefault(root(i) if root and (small or i < since) else i, []).append(i)
+    groups = [g for g in items.values() if max(g) < since]
+    for item in (g for g in items.values() if max(g) >= since):
+        more, cut_short = _place(item, groups, same, math.inf if small else limit, since)
         edges += more; short += cut_short
     return edges, short
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #b1f087c0
+# %% ../../nbs/1_corpus/10_dedup.ipynb #c91fc9b8
 @dataclass(frozen=True)
 class Clusters:
     "Near-duplicates as they were found"
@@ -341,7 +350,7 @@ class Clusters:
     confirmed: int      # of these, pairs whose Jaccard similarity reached the threshold
     cut_short: int = 0  # texts that a large bucket did not compare with all of its own
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #f72bf738
+# %% ../../nbs/1_corpus/10_dedup.ipynb #03e8915e
 def cluster(
     sigs: np.ndarray,                    # (N, bands·rows) signatures
     shingles_of: Callable[[int], np.ndarray], # shingles of text i, asked for candidates only
@@ -352,12 +361,12 @@ def cluster(
     "Compare the texts that a band proposes by their true similarity, and join those that reach the threshold; the order of the buckets does not matter"
     uf, same, short = UnionFind(len(sigs)), Judge(shingles_of, threshold), 0
     for bucket in candidates(sigs, mh) if len(sigs) else ():
-        edges, cut_short = bucket_pairs(bucket, same, limit)
+        edges, cut_short = bucket_pairs(bucket, same, limit, uf.find)
         for i, j in edges: uf.union(i, j)
         short += cut_short
-    return Clusters(np.array([uf.find(i) for i in range(len(sigs))], np.int64), len(same.known), sum(same.known.values()), short)
+    return Clusters(np.array([uf.find(i) for i in range(len(sigs))], np.int64), same.compared, same.confirmed, short)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #ca4dfd89
+# %% ../../nbs/1_corpus/10_dedup.ipynb #caa4e254
 @dataclass(frozen=True)
 class PairScores:
     "How well clusters agree with true ones, over pairs of texts"
@@ -380,7 +389,7 @@ def pair_scores(
     p, r = both / joined if joined else 1., both / real if real else 1.
     return PairScores(p, r, 2 * p * r / (p + r) if p + r else 0.)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #fe2be143
+# %% ../../nbs/1_corpus/10_dedup.ipynb #75b91554
 KEEP = ('longest', 'newest', 'best')
 DATE = re.compile(r'\d{4}(-\d\d(-\d\d([T ].*)?)?)?')
 
