@@ -6,10 +6,10 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/exercises.html.md"""
 
 # %% auto #0
 __all__ = ['bom_encoding', 'newest', 'ranges', 'held_out', 'ungarble', 'top_word_share', 'chars_in_repeated_lines', 'digit_rule',
-           'sharpest_threshold', 'language_share', 'calibration_error', 'pick_threshold', 'mask_local', 'check_digit',
-           'choose_bands', 'containment', 'winnow', 'merged', 'partitions_for', 'two_hops', 'merge', 'best_split',
-           'positions', 'capped', 'retained', 'covered', 'variants', 'licence_counts', 'longest_chain', 'average_hash',
-           'shorten', 'merge_tallies', 'in_order', 'isolate']
+           'sharpest_threshold', 'language_share', 'calibration_error', 'pick_threshold', 'blocked_share', 'mask_local',
+           'check_digit', 'choose_bands', 'containment', 'winnow', 'merged', 'partitions_for', 'two_hops', 'merge',
+           'best_split', 'positions', 'capped', 'retained', 'covered', 'variants', 'licence_counts', 'longest_chain',
+           'average_hash', 'shorten', 'merge_tallies', 'in_order', 'isolate']
 
 # %% ../../nbs/1_corpus/90_exercises.ipynb #dcb1e778
 import math
@@ -157,6 +157,18 @@ def pick_threshold(
         got = f(s, y, wanted)
         assert got is not None and math.isclose(got, want), f'scores {s.tolist()}, labels {y.tolist()}, precision {wanted}: expected {want}, got {got}'
     assert f(s, 1 - y, .9) is None, 'no threshold reaches the precision: expected None'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #22564b04
+@exercise
+def blocked_share(
+    f, # blocklist, text → share of the characters inside hits
+) -> None:
+    "How much of a text blocked words fill"
+    from labkit.corpus.safety import Blocklist
+    block = Blocklist(['bad word', '坏词'])
+    for text, want in (('a Bad Word', 8 / 10), ('坏词和好词', 2 / 5), ('a good word', 0.), ('', 0.)):
+        got = f(block, text)
+        assert got is not None and math.isclose(got, want), f'{text!r}: expected {want}, got {got}'
 
 # %% ../../nbs/1_corpus/90_exercises.ipynb #69f80562
 @exercise
