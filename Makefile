@@ -24,7 +24,7 @@ run: $(READY) ## the whole chain, corpus to agent; prints where the report is
 
 test: $(READY) ## export is clean, every lab runs, then pytest
 	$(BIN)/python scripts/check_export.py
-	$(BIN)/python scripts/run_labs.py
+	$(BIN)/python scripts/run_labs.py --jobs 2
 	$(BIN)/python -m pytest
 
 export: $(READY) ## notebooks -> labkit/ and README.md

@@ -1,5 +1,6 @@
 "Run every lab in a fresh process and print a table: seconds, peak memory, number of checks"
 import argparse, json, os, re, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
@@ -14,9 +15,9 @@ def n_checks(nb: Path) -> int:
     cells = json.loads(nb.read_text())['cells']
     return sum(len(_check.findall(''.join(c['source']))) for c in cells if c['cell_type'] == 'code')
 
-def run(nb: Path, cache: str, save: bool) -> tuple[float, float, str]:
+def run(nb: Path, cache: str, save: bool, threads: int) -> tuple[float, float, str]:
     "Seconds, peak memory of the largest process in GB, and the error if it failed"
-    env = os.environ | {'LABKIT_QUIET': '1', 'PYTHONWARNINGS': 'ignore', 'MPLBACKEND': 'agg', 'OMP_WAIT_POLICY': 'PASSIVE'} | ({'NUMBA_CACHE_DIR': cache} if cache else {})
+    env = os.environ | {'LABKIT_QUIET': '1', 'PYTHONWARNINGS': 'ignore', 'MPLBACKEND': 'agg', 'OMP_WAIT_POLICY': 'PASSIVE', 'OMP_NUM_THREADS': str(threads)} | ({'NUMBA_CACHE_DIR': cache} if cache else {})
     t0 = time.time()
     with tempfile.TemporaryFile('w+') as log:
         p = subprocess.Popen([Path(sys.executable).parent/'nbdev-test', str(nb), '--n-workers', '0', '--cell-timeout', '600', *(['--save'] if save else [])], cwd=root, stdout=log, stderr=log, env=env)
@@ -24,21 +25,23 @@ def run(nb: Path, cache: str, save: bool) -> tuple[float, float, str]:
         log.seek(0); err = log.read() if status else ''
     return time.time() - t0, use.ru_maxrss/2**20, err
 
+def lab(nb: Path, a: argparse.Namespace) -> tuple[str, float, float, int, str]:
+    "Run one lab and say how it went, in one line: name, seconds, GB, checks, what is wrong"
+    with tempfile.TemporaryDirectory() as cache: s, gb, err = run(nb, cache if a.cold else '', a.save, max(1, len(os.sched_getaffinity(0)) // a.jobs))
+    name, n = str(nb.relative_to(root/'nbs')), n_checks(nb)
+    wrong = 'FAILED' if err else 'OVER' if a.cold and (s > MAX_S or gb > MAX_GB) else ''
+    print(f'{name:44} {s:8.1f} {gb:6.2f} {n:7d}  {wrong}'.rstrip() + (f'\n{err[-6000:]}' if err else ''), flush=True)
+    return name, s, gb, n, wrong
+
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument('--cold', action='store_true', help=f'empty caches, and fail a lab over {MAX_S} s or {MAX_GB} GB')
     ap.add_argument('--save', action='store_true', help='store the outputs in the notebooks')
     ap.add_argument('--only', default='', help='regular expression on the path')
-    a, rows, bad = ap.parse_args(), [], []
+    ap.add_argument('--jobs', type=int, default=1, help='labs at the same time (their seconds then mean little)')
+    a = ap.parse_args()
+    if not (todo := labs(a.only)): sys.exit(f'no lab matches {a.only!r}')
     print(f"{'lab':44} {'seconds':>8} {'GB':>6} {'checks':>7}")
-    for nb in labs(a.only):
-        with tempfile.TemporaryDirectory() as cache: s, gb, err = run(nb, cache if a.cold else '', a.save)
-        n, name = n_checks(nb), str(nb.relative_to(root/'nbs'))
-        over = a.cold and (s > MAX_S or gb > MAX_GB)
-        print(f"{name:44} {s:8.1f} {gb:6.2f} {n:7d}{'  FAILED' if err else '  OVER' if over else ''}", flush=True)
-        if err: print(err[-6000:], flush=True)
-        if err or over: bad.append(name)
-        rows.append((s, gb, n))
-    if not rows: sys.exit(f'no lab matches {a.only!r}')
-    print(f"{f'{len(rows)} labs':44} {sum(r[0] for r in rows):8.1f} {max(r[1] for r in rows):6.2f} {sum(r[2] for r in rows):7d}")
-    if bad: sys.exit('failed: ' + ', '.join(bad))
+    with ThreadPoolExecutor(a.jobs) as pool: rows = list(pool.map(lambda nb: lab(nb, a), todo))
+    print(f"{f'{len(rows)} labs':44} {sum(r[1] for r in rows):8.1f} {max(r[2] for r in rows):6.2f} {sum(r[3] for r in rows):7d}")
+    if bad := [r[0] for r in rows if r[4]]: sys.exit('failed: ' + ', '.join(bad))

@@ -1,20 +1,23 @@
-"The whole run: repeated, interrupted, out of room, without input."
-import errno, json, os, subprocess, sys, textwrap
-from dataclasses import replace
+"The whole run: repeated, shared out, interrupted, killed, out of room, without input."
+import errno, json, os, re, signal, subprocess, sys, textwrap, time
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pytest
+from hypothesis import given, settings as hypothesis_settings, strategies as st
 from labkit.core.files import samples
 from labkit.core.settings import UserError, as_ini, load
 from labkit.corpus import pipeline
-from labkit.corpus.documents import read_documents
-from labkit.corpus.pipeline import CorpusSettings, STEPS, fingerprints, is_valid, main, run_corpus
+from labkit.corpus.documents import Document, read_documents
+from labkit.corpus.pipeline import CorpusSettings, Piece, STEPS, batches, fingerprints, is_valid, main, repeated_ids, run_corpus
+from labkit.corpus.sources import SourceFile
 from labkit.corpus.tokens import Shards
 
 quiet = lambda line: None
 
-def content(out): return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob('*')) if p.is_file() and (p.suffix in ('.jsonl', '.bin', '.npy') or p.parent.name in ('tokenizer', 'train', 'valid'))}
+def content(out): return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob('*')) if p.is_file() and (p.suffix in ('.jsonl', '.bin') or p.parent.name in ('tokenizer', 'train', 'valid'))}
+def rows(path): return [json.loads(l) for l in open(path)]
 
-SMALL = CorpusSettings(inputs=(str(samples('corpus')), 'env:numpy'), max_mb=.3, vocab_size=400, valid_share=.2, docstrings=.3)
+SMALL = CorpusSettings(inputs=(str(samples('corpus')), 'env:numpy'), max_mb=.3, vocab_size=400, valid_share=.2, docstrings=.3, batch_mb=.05, executor='one')
 
 @pytest.fixture
 def small(tmp_path): return replace(SMALL, out=tmp_path/'out')
@@ -28,13 +31,16 @@ def whole(tmp_path_factory):
 def test_run(small):
     report = run_corpus(small, say=quiet)
     docs = {d.id: d for d in read_documents(small.out/'documents.jsonl')}
-    fallen = [json.loads(l) for l in open(small.out/'fallen.jsonl')]
+    fallen, dead = rows(small.out/'fallen.jsonl'), rows(small.out/'dead.jsonl')
     steps = {r['step']: r for r in report['steps']}
-    for r in report['steps']: assert r['step'] in ('select', 'tokenizer') or r['n_in'] == r['n_out'] + sum(r['why'].values()), r['step']
-    assert len(fallen) == sum(sum(steps[s]['why'].values()) for s in ('extract', 'rules', 'dedup'))
-    assert steps['extract']['why']['broken JSONL line'] == 5 and {'corpus/broken/lines.jsonl:2', 'corpus/broken/latin1.txt'} <= {r['id'] for r in fallen}
+    assert list(steps) == ['select', 'extract', 'language', 'rules', 'dedup', 'privacy']
+    for r in report['steps']: assert r['n_in'] == r['n_out'] + sum(r['why'].values()), r['step']
+    for a, b in zip(report['steps'][1:], report['steps'][2:]): assert a['n_out'] == b['n_in'], f"lost between {a['step']} and {b['step']}"
+    assert len(fallen) == sum(sum(r['why'].values()) for s, r in steps.items() if s != 'select') and {(r['step'], r['id']) for r in dead} <= {(r['step'], r['id']) for r in fallen}
+    assert {'corpus/broken/latin1.txt'} <= {r['id'] for r in dead} and sum(r['id'].startswith('corpus/broken/lines.jsonl') for r in dead) == 5
     assert {'n1', 'n3'} - docs.keys() == {'n1'}, 'of the near-duplicates the longer one stays'
-    assert docs['corpus/tea_zh.html'].language == 'zh'
+    assert docs['corpus/tea_zh.html'].language == 'zh' and report['languages']['zh'] > 0
+    assert sum(report['lengths'].values()) == len(docs)
     train, valid = Shards(small.out/'train'), Shards(small.out/'valid')
     tok = train.tokenizer()
     texts = [tok.decode(d) for sh in (train, valid) for d in sh.documents()]
@@ -46,39 +52,108 @@ def test_run(small):
     run_corpus(small, say=lines.append)
     assert sum('done before' in l for l in lines) == len(STEPS) and content(small.out) == before
 
-def test_same_result_in_another_place(small, whole):
-    run_corpus(small, say=quiet)
+@pytest.mark.parametrize('change', [dict(executor='processes:2'), dict(executor='ray:2')], ids=lambda c: str(c['executor']))
+def test_the_executor_does_not_matter(small, whole, change):
+    if change['executor'].startswith('ray'): pytest.importorskip('ray')
+    run_corpus(replace(small, **change), say=quiet)
     assert content(small.out) == whole
+
+def test_the_size_of_batches_does_not_matter(small, whole):
+    run_corpus(replace(small, batch_mb=100.), say=quiet)
+    public = lambda files: {k: v for k, v in files.items() if not k.startswith('steps/')}
+    got, want = public(content(small.out)), public(whole)
+    for name in ('fallen.jsonl', 'dead.jsonl'): assert sorted(got.pop(name).splitlines()) == sorted(want.pop(name).splitlines())
+    assert got == want
 
 def test_a_changed_setting_repeats_only_what_depends_on_it(small):
     run_corpus(small, say=quiet); lines = []
     run_corpus(replace(small, vocab_size=350), say=lines.append)
-    assert [l.split()[0] for l in lines if 'done before' in l] == ['extract', 'rules', 'dedup']
+    assert [l.split()[0] for l in lines if 'done before' in l] == ['clean', 'dedup', 'finish']
     a, b = fingerprints(small, 'x'), fingerprints(replace(small, jaccard=.7), 'x')
-    assert [a[s] == b[s] for s in a] == [True, True, False, False, False]
+    assert [a[s] == b[s] for s in a] == [True, False, False, False, False]
 
-@pytest.mark.parametrize('where', ['read_file', 'measure', 'cluster', 'train_tokenizer', 'write_shards'])
+WHERE = {'clean': 3, 'compare': 3, 'choose_kept': 1, 'finish': 2, 'train_tokenizer': 1, 'write_shards': 2}
+
+@pytest.mark.parametrize('where', WHERE)
 def test_interrupted_anywhere_and_resumed(small, whole, monkeypatch, where):
-    calls, real = [], getattr(pipeline, where)
+    real, calls = getattr(pipeline, where), []
     def stop(*a, **k):
         calls.append(1)
-        if len(calls) == (5 if where in ('read_file', 'measure') else 1): raise KeyboardInterrupt
+        if len(calls) == WHERE[where]: raise KeyboardInterrupt
         return real(*a, **k)
     with monkeypatch.context() as m:
         m.setattr(pipeline, where, stop)
         with pytest.raises(KeyboardInterrupt): run_corpus(small, say=quiet)
+        if where in ('clean', 'finish', 'compare'):
+            finished = len(calls) - 1; calls[:] = [1] * 1000
+            n = len(list((small.out/'steps'/('dedup' if where == 'compare' else where)).glob('*.json')))
+            assert n >= finished, 'what was finished is kept'
     assert not [p for p in small.out.rglob('.*')], 'no temporary file is left'
-    done = [s.__name__ for s in STEPS if (small.out/'steps'/f'{s.__name__}.json').exists()]
-    lines = []; run_corpus(small, say=lines.append)
-    assert [l.split()[0] for l in lines if 'done before' in l] == done and len(done) == ['read_file', 'measure', 'cluster', 'train_tokenizer', 'write_shards'].index(where)
+    run_corpus(small, say=quiet)
+    assert content(small.out) == whole
+
+def test_parts_of_other_settings_are_not_taken_over(small, monkeypatch):
+    real, calls = pipeline.clean, []
+    def stop(task):
+        calls.append(1)
+        if len(calls) == 3: raise KeyboardInterrupt
+        return real(task)
+    with monkeypatch.context() as m:
+        m.setattr(pipeline, 'clean', stop)
+        with pytest.raises(KeyboardInterrupt): run_corpus(small, say=quiet)
+    run_corpus(other := replace(small, profile='none'), say=quiet)
+    run_corpus(replace(other, out=small.out.parent/'fresh'), say=quiet)
+    assert content(small.out) == content(small.out.parent/'fresh')
+
+@dataclass(frozen=True)
+class Killer:
+    "A stage that ends its process when it meets a certain document"
+    profile: str = ''
+    def __call__(self, docs):
+        if any(d.id.endswith('weather.rst') for d in docs): os.kill(os.getpid(), signal.SIGKILL)
+        return list(docs)
+
+def test_a_document_that_kills_its_process_is_named_and_the_rest_goes_on(small, monkeypatch):
+    monkeypatch.setattr(pipeline, 'Rules', Killer)
+    run_corpus(replace(small, executor='processes:2'), say=quiet)
+    (row,) = [r for r in rows(small.out/'dead.jsonl') if r['why'] == 'killed its process']
+    assert row['id'] == 'corpus/weather.rst' and 'SIGKILL' in row['detail']
+    ids = {d.id for d in read_documents(small.out/'documents.jsonl')}
+    assert 'corpus/weather.rst' not in ids and 'corpus/tea_zh.html' in ids
+
+@dataclass(frozen=True)
+class Raiser:
+    "A stage that does not expect a certain document"
+    profile: str = ''
+    def __call__(self, docs):
+        for d in docs:
+            if d.id == 'corpus/tides.html': raise ZeroDivisionError('not expected')
+        return list(docs)
+
+def test_a_document_that_makes_a_stage_raise_is_a_dead_letter_with_its_text(small, monkeypatch):
+    monkeypatch.setattr(pipeline, 'Rules', Raiser)
+    run_corpus(small, say=quiet)
+    (row,) = [r for r in rows(small.out/'dead.jsonl') if r['why'] == 'error']
+    assert row['id'] == 'corpus/tides.html' and row['error'] == 'ZeroDivisionError: not expected' and len(row['document']['text']) > 300
+
+def test_killed_in_the_middle_and_run_again(small, whole):
+    "A real process, a real SIGKILL, and no part is lost or half there"
+    args = ['corpus', *small.inputs, '--out', str(small.out), '--max-mb', '.3', '--vocab-size', '400', '--valid-share', '.2', '--docstrings', '.3', '--batch-mb', '.05', '--executor', 'one']
+    p = subprocess.Popen([sys.executable, '-c', f'import sys; from labkit.cli import main; sys.exit(main({args!r}))'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (small.out/'steps/clean/00001.json').exists() and p.poll() is None: time.sleep(.005)
+    finally: p.kill(); p.wait()
+    assert not (small.out/'report.json').exists()
+    for tmp in small.out.rglob('.*'): tmp.unlink() # what a killed process was writing
+    run_corpus(small, say=quiet)
     assert content(small.out) == whole
 
 def test_full_disk_by_error(small, monkeypatch):
     def full(*a, **k): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as m:
-        m.setattr(np, 'save', full)
-        with pytest.raises(UserError, match=r"no room.*'rules' was not finished.*Free some space"): run_corpus(small, say=quiet)
-    assert not (small.out/'steps'/'signatures.npy').exists() and not (small.out/'steps'/'rules.json').exists() and (small.out/'steps'/'extract.json').exists()
+        m.setattr(np, 'savez', full)
+        with pytest.raises(UserError, match=r"no room.*'clean' was not finished.*Free some space"): run_corpus(small, say=quiet)
+    assert not (small.out/'steps/clean/00000.json').exists() and not list(small.out.rglob('.*'))
     assert run_corpus(small, say=quiet)['tokens']['train'] > 0
 
 def test_full_disk_by_file_size_limit(small):
@@ -89,7 +164,7 @@ def test_full_disk_by_file_size_limit(small):
         from labkit.corpus.language import LANGUAGES, identify
         identify('a', LANGUAGES), identify('a', ('en', 'zh')) # py3langid unpacks its model into a temporary file
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-        sys.exit(main(['corpus', {str(samples("corpus"))!r}, 'env:numpy', '--out', {str(small.out)!r}, '--max-mb', '1']))'''
+        sys.exit(main(['corpus', {str(samples("corpus"))!r}, 'env:numpy', '--out', {str(small.out)!r}, '--max-mb', '1', '--executor', 'one']))'''
     p = subprocess.run([sys.executable, '-c', textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
     assert p.returncode == 2 and 'no room to write' in p.stderr and 'Traceback' not in p.stderr, p.stderr
     assert not (small.out/'documents.jsonl').exists() and not list(small.out.rglob('.*'))
@@ -98,27 +173,51 @@ def test_full_disk_by_file_size_limit(small):
 def test_nothing_left(tmp_path, texts, message):
     (tmp_path/'in').mkdir()
     for i, t in enumerate(texts): (tmp_path/'in'/f'{i}.txt').write_text(t)
-    with pytest.raises(UserError, match=message): run_corpus(CorpusSettings(inputs=(str(tmp_path/'in'),), out=tmp_path/'out'), say=quiet)
+    with pytest.raises(UserError, match=message): run_corpus(CorpusSettings(inputs=(str(tmp_path/'in'),), out=tmp_path/'out', executor='one'), say=quiet)
     assert not (tmp_path/'out'/'train').exists()
 
-def test_duplicate_ids_get_names_of_their_own(tmp_path):
-    text = samples('corpus/library.txt').read_text()
-    rows = [dict(id='a', text=text), dict(id='a', text=text.replace('library', 'museum').replace('books', 'ships').replace('sea', 'sky')), dict(id='b', text=text[::-1])]
-    (tmp_path/'x.jsonl').write_text('\n'.join(map(json.dumps, rows)))
-    run_corpus(CorpusSettings(inputs=(str(tmp_path/'x.jsonl'),), out=tmp_path/'out', jaccard=.99, profile='none', languages=('en',), vocab_size=300, valid_share=0.), say=quiet)
-    assert {'a', 'a#2'} <= {d.id for d in read_documents(tmp_path/'out'/'documents.jsonl')}
+def test_an_empty_file_is_an_empty_corpus(tmp_path):
+    (tmp_path/'x.jsonl').write_text('')
+    with pytest.raises(UserError, match='left none of 0 documents|none within|no such file'): run_corpus(CorpusSettings(inputs=(str(tmp_path/'x.jsonl'),), out=tmp_path/'out', executor='one'), say=quiet)
+
+def different(n): # texts that share nothing
+    words = np.random.default_rng(n).permutation([f'word{i}' for i in range(120)])
+    return ' '.join(words)
+
+def test_duplicate_ids_get_names_of_their_own_across_files(tmp_path):
+    for name, texts in dict(x=[0, 1], y=[2]).items():
+        (tmp_path/f'{name}.jsonl').write_text('\n'.join(json.dumps(dict(id='a', text=different(i))) for i in texts))
+    run_corpus(CorpusSettings(inputs=(str(tmp_path/'x.jsonl'), str(tmp_path/'y.jsonl')), out=tmp_path/'out', profile='none', languages=pipeline.LANGUAGES, vocab_size=300, valid_share=0., executor='one', batch_mb=.01), say=quiet)
+    assert [d.id for d in read_documents(tmp_path/'out'/'documents.jsonl')] == ['a', 'a#2', 'a#3']
+
+@pytest.mark.parametrize('keep, stays', [('longest', 'old'), ('newest', 'new')])
+def test_who_stays(tmp_path, keep, stays):
+    text = different(0)
+    (tmp_path/'x.jsonl').write_text('\n'.join(json.dumps(dict(id=i, text=t, date=d)) for i, t, d in [('old', text + ' and more', '2024-01-01'), ('new', text, '2026-01-01'), ('copy', text, '2025-01-01')]))
+    run_corpus(CorpusSettings(inputs=(str(tmp_path/'x.jsonl'),), out=tmp_path/'out', profile='none', languages=pipeline.LANGUAGES, vocab_size=300, valid_share=0., keep=keep, executor='one'), say=quiet)
+    assert [d.id for d in read_documents(tmp_path/'out'/'documents.jsonl')] == [stays]
+    why = {r['id']: (r['why'], r['kept']) for r in rows(tmp_path/'out'/'fallen.jsonl')}
+    assert why['copy'] == (('exact' if stays == 'new' else 'near') + ' duplicate', stays)
+
+def test_a_large_file_is_shared_out(tmp_path):
+    n = 60
+    (tmp_path/'x.jsonl').write_text('\n'.join(json.dumps(dict(id=str(i), text=different(i))) for i in range(n)))
+    s = CorpusSettings(inputs=(str(tmp_path/'x.jsonl'),), out=tmp_path/'out', profile='none', languages=pipeline.LANGUAGES, vocab_size=300, valid_share=0., executor='one', batch_mb=.01)
+    run_corpus(s, say=quiet)
+    assert len(list((tmp_path/'out/steps/clean').glob('*.npz'))) > 4
+    assert [d.id for d in read_documents(tmp_path/'out'/'documents.jsonl')] == [str(i) for i in range(n)]
 
 def test_damaged_step_file(small):
     run_corpus(small, say=quiet)
-    (small.out/'steps'/'rules.json').write_text('{"step"')
-    with pytest.raises(UserError, match='rules.json.*delete'): run_corpus(small, say=quiet)
+    (small.out/'steps'/'finish.json').write_text('{"step"')
+    with pytest.raises(UserError, match='finish.json.*delete'): run_corpus(small, say=quiet)
 
 def test_settings_round_trip(tmp_path):
     (tmp_path/'settings.ini').write_text(as_ini('corpus', CorpusSettings(languages=('zh',))))
     assert load(CorpusSettings, 'corpus', tmp_path/'settings.ini') == CorpusSettings(languages=('zh',))
 
 def test_main(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv('LABKIT_SETTINGS', str(tmp_path/'settings.ini')); (tmp_path/'settings.ini').write_text('[corpus]\nvocab_size = 500\n')
+    monkeypatch.setenv('LABKIT_SETTINGS', str(tmp_path/'settings.ini')); (tmp_path/'settings.ini').write_text('[corpus]\nvocab_size = 500\nexecutor = one\n')
     assert main([str(samples('corpus')), '--out', str(tmp_path/'out'), '--valid-share', '0.3']) == 0
     out = capsys.readouterr().out
     assert 'report.html' in out and json.loads((tmp_path/'out'/'report.json').read_text())['tokens']['vocab_size'] <= 500
@@ -128,7 +227,26 @@ def test_split_is_about_as_asked_and_stable():
     n = sum(is_valid(i, .02) for i in ids)
     assert abs(n - 400) < 5 * 20 and all(is_valid(i, .05) for i in ids if is_valid(i, .02)), 'a larger share contains the smaller one'
 
-@pytest.mark.parametrize('change', [dict(vocab_size=100), dict(valid_share=1.), dict(bands=0), dict(languages=('en', 'klingon')), dict(max_files=0), dict(jaccard=1.5)])
+@pytest.mark.parametrize('change', [dict(vocab_size=100), dict(valid_share=1.), dict(bands=0), dict(languages=('en', 'klingon')), dict(max_files=0), dict(jaccard=1.5), dict(profile='gofer'), dict(executor='threads'), dict(decontaminate=('nowhere.jsonl',))])
 def test_settings_that_cannot_work_are_refused_at_once(small, change):
     with pytest.raises(UserError, match=f'{next(iter(change))}|klingon'): run_corpus(replace(small, **change), say=quiet)
     assert not small.out.exists()
+
+@given(st.lists(st.tuples(st.sampled_from(['text', 'jsonl']), st.integers(1, 1000)), max_size=30), st.integers(1, 300))
+@hypothesis_settings(deadline=None, max_examples=100)
+def test_batches_hold_every_byte_once(sizes, size):
+    files = [SourceFile(Path(f'{i}.{"jsonl" if k == "jsonl" else "txt"}'), str(i), k, n) for i, (k, n) in enumerate(sizes)]
+    pieces = [p for b in batches(files, size) for p in b]
+    for f in files:
+        mine = [p for p in pieces if p.file == f]
+        assert mine[0].start == 0 and mine[-1].end is None and all(a.end == b.start for a, b in zip(mine, mine[1:]))
+    assert [p.file for p in pieces] == sorted((p.file for p in pieces), key=lambda f: int(f.name)), 'order is kept'
+    for b in batches(files, size): assert len(b) == 1 or sum((p.end or p.file.bytes) - p.start for p in b) <= size
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
+def test_repeated_ids(ids):
+    first = {}
+    pairs = np.array([(first.setdefault(x, i), i) for i, x in enumerate(ids)]).reshape(-1, 2)
+    again = repeated_ids(pairs[pairs[:, 0] != pairs[:, 1]])
+    names = [f'{x}#{again[i]}' if i in again else str(x) for i, x in enumerate(ids)]
+    assert len(set(names)) == len(names) and all(re.fullmatch(rf'{x}(#\d+)?', n) for x, n in zip(ids, names))
