@@ -8,7 +8,7 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/safety.html.md"""
 __all__ = ['KINDS', 'BREAKS', 'SCORES', 'SAFETY', 'host_of', 'Hit', 'Blocklist', 'profanity', 'made', 'real_texts', 'shuffled',
            'stuffed', 'mojibake', 'torn', 'noisy', 'examples', 'SafetyModel', 'train_safety', 'save', 'load']
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #34b9ac31
+# %% ../../nbs/1_corpus/08_safety.ipynb #dbd91f4f
 import functools, hashlib, importlib.util, json, random, re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from . import classifier
 from .classifier import Classifier
 from .rules import Rule
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #c9872ea1
+# %% ../../nbs/1_corpus/08_safety.ipynb #d1d14c94
 _B = np.uint64(0x9e3779b97f4a7c15)       # base of the polynomial hash: odd, so that nothing is lost modulo 2^64
 _PAIRS = 1 << 18                         # size of the table of first two characters
 _LONGEST = 63                            # characters of an entry: the lengths of a table row fit in 64 bits
@@ -36,7 +36,7 @@ def _fold() -> tuple[np.ndarray, np.ndarray]:
 
 def _codes(text: str) -> np.ndarray: return np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), np.uint32)
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #9b284eee
+# %% ../../nbs/1_corpus/08_safety.ipynb #90e00d7f
 @functools.cache
 def _find_kernel():
     "The compiled kernel (numba is imported on first use)"
@@ -73,7 +73,7 @@ def _find_kernel():
         return n
     return find
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #8af552c8
+# %% ../../nbs/1_corpus/08_safety.ipynb #c674477c
 def _hash(codes: np.ndarray) -> int:
     h, base = 0, int(_B)
     for c in codes.tolist(): h = (h * base + c + 1) % 2**64
@@ -92,8 +92,8 @@ def _tables(words: Iterable[str]) -> tuple[np.ndarray, np.ndarray]: # (_PAIRS,),
         keys[at] = h
     return lengths, keys
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #3ed0d843
-_HOST = re.compile(r'^(?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://)?(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:\[\]]+)')
+# %% ../../nbs/1_corpus/08_safety.ipynb #e45ae652
+_HOST = re.compile(r'^(?:(?:[A-Za-z][A-Za-z0-9+.-]*:)?//)?(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:\[\]]+)')
 
 def host_of(
     url: str, # with or without a scheme
@@ -102,7 +102,7 @@ def host_of(
     m = _HOST.match(url.strip())
     return m[1].strip().rstrip('.').lower() if m else ''
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #fa831277
+# %% ../../nbs/1_corpus/08_safety.ipynb #54303d0a
 @dataclass(frozen=True)
 class Hit:
     "A word of the list in a text"
@@ -136,7 +136,7 @@ class Blocklist:
         labels = host_of(url).split('.')
         return next((d for i in range(len(labels)) if (d := '.'.join(labels[i:])) in self.domains), '')
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #c577e661
+# %% ../../nbs/1_corpus/08_safety.ipynb #dc5fe6a9
 def profanity() -> list[str]: # lower case; do not print them
     "The English word list of the package better-profanity; raises `UserError` where it is not installed"
     spec = importlib.util.find_spec('better_profanity')
@@ -144,7 +144,7 @@ def profanity() -> list[str]: # lower case; do not print them
     lines = (Path(spec.origin).parent/'profanity_wordlist.txt').read_text(encoding='utf-8').lower().split('\n')
     return sorted({w.strip() for w in lines if 2 <= len(w.strip()) <= _LONGEST})
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #476e9e43
+# %% ../../nbs/1_corpus/08_safety.ipynb #2563f380
 KINDS = ('ad', 'toxic', 'porn', 'plain') # kinds of patterns in data_samples/safety/templates.jsonl
 
 @functools.cache
@@ -157,7 +157,7 @@ def _fold_of(name: str, folds: int = 10) -> int:
     "Which part of the data a pattern or a text belongs to, by a hash of its name"
     return int(hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8], 16) % folds
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #c6aed9ed
+# %% ../../nbs/1_corpus/08_safety.ipynb #763ac6f6
 def _filled(row: dict, rng: random.Random) -> str:
     "A pattern with its slots filled"
     slots = _patterns()[1][row['language']]
@@ -180,7 +180,7 @@ def made(
         texts.append(('\n' if rng.random() < .3 else ' ').join(_filled(r, rng) for r in rows)); groups.append(rows[0]['id'])
     return texts, groups
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #dc5b3a83
+# %% ../../nbs/1_corpus/08_safety.ipynb #1ef42893
 def _passages(text: str, size: int) -> list[str]:
     "Pieces of about `size` characters that end where a line or a sentence does"
     out, rest = [], ''
@@ -196,10 +196,10 @@ def real_texts() -> tuple[tuple[str, str], ...]: # (text, name of the document t
     from labkit.corpus.sources import bilingual_pairs, novel, pinned_files, reviews, verses
     rng, out = random.Random(0), []
     def size(): return rng.choice((12, 40, 120, 300, 500)) # sentences as well as paragraphs
-    for d in novel(): out += [(p, d.id) for p in _passages(d.text, size())[1:9]]
+    for d in novel(): out += [(p, d.id) for p in _passages(d.text, size())[1:21]]
     web = [d.text.strip() for d in verses('web')]
-    out += [(' '.join(web[i:i + rng.randint(1, 5)]), f'web:{i // 200}') for i in range(0, len(web), 40)]
-    unique = sorted({d.text for d in reviews()}, key=lambda t: hashlib.sha256(t.encode()).digest())[:1200]
+    out += [(' '.join(web[i:i + rng.randint(1, 5)]), f'web:{i // 200}') for i in range(0, len(web), 20)]
+    unique = sorted({d.text for d in reviews()}, key=lambda t: hashlib.sha256(t.encode()).digest())[:2500]
     out += [(_passages(t, size())[0], f'review:{i // 3}') for i, t in enumerate(unique) if len(t) > 12]
     out += [(d.text, f'message:{i // 9}') for i, pair in enumerate(bilingual_pairs()) for d in pair if len(d.text) > (12 if d.language == 'zh' else 30) and i % 3 == 0]
     for f in pinned_files():
@@ -209,18 +209,20 @@ def real_texts() -> tuple[tuple[str, str], ...]: # (text, name of the document t
         elif len(prose := '\n'.join(re.findall(r'"""(.{80,800}?)"""', d.text, re.S)[:6])) > 100: out += [(p, d.id) for p in _passages(prose, size())[:4] if len(p) > 30]
     return tuple(out)
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #4bc139ac
-def _units(text: str) -> list[str]: return re.findall(r'[\u3400-\u9fff]{1,2}|[^\s\u3400-\u9fff]+', text)
-def _glue(units: list[str]) -> str: return re.sub(r'(?<=[\u3400-\u9fff]) (?=[\u3400-\u9fff])', '', ' '.join(units))
+# %% ../../nbs/1_corpus/08_safety.ipynb #eecdaafe
+_WORDS = re.compile(r'([\u3400-\u9fff]{1,2}|[^\W\u3400-\u9fff]+)')
 
 def shuffled(text: str, rng: random.Random) -> str:
-    "All words in disorder"
-    u = _units(text); rng.shuffle(u)
-    return _glue(u)
+    "All words in disorder; punctuation and white space stay where they are, or they would give it away"
+    parts = _WORDS.split(text); words = parts[1::2]
+    rng.shuffle(words); parts[1::2] = words
+    return ''.join(parts)
 def stuffed(text: str, rng: random.Random) -> str:
     "A few words again and again between the others"
-    u = _units(text); key = rng.sample(u, min(len(u), rng.randint(2, 4)))
-    return _glue([x for w in u for x in ([w] if rng.random() < .5 else [w, rng.choice(key), rng.choice(key)])]) if u else text
+    parts = _WORDS.split(text)
+    keys = rng.sample(parts[1::2], min(len(parts) // 2, rng.randint(2, 4)))
+    parts[1::2] = [w if rng.random() < .5 else w + ('' if w > '\u33ff' else ' ') + rng.choice(keys) for w in parts[1::2]]
+    return ''.join(parts)
 def mojibake(text: str, rng: random.Random) -> str:
     "UTF-8 read as Latin-1 or as GB18030, which is what a wrong header makes of it"
     broken = text.encode('utf-8', 'replace').decode(rng.choice(['latin-1', 'cp1252', 'gb18030']), 'replace')
@@ -233,7 +235,7 @@ def noisy(text: str, rng: random.Random) -> str:
     return ''.join(c * rng.choice([0, 2, 3]) if (r := rng.random()) < .15 else rng.choice('#$%&*@~^|') if r < .25 else c for c in text)
 BREAKS = (shuffled, stuffed, mojibake, torn, noisy)
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #87c029ff
+# %% ../../nbs/1_corpus/08_safety.ipynb #751e2568
 SCORES = ('toxic', 'porn', 'fluency', 'not_ad') # as WanJuan-CC names them: the first two are bad when high, the last two good
 
 def examples(
@@ -246,8 +248,8 @@ def examples(
     rng = random.Random(f'{seed}{score}{folds}')
     real = [(t, g) for t, g in real_texts() if _fold_of(g) in folds]
     if score == 'fluency':
-        good = rng.sample(real, min(2 * n, len(real)))
-        bad = [(rng.choice(BREAKS)(t, rng), g) for t, g in good]
+        good = rng.sample(real, min(4 * n, len(real))) + list(zip(*made('plain', n, folds, rng)))
+        bad = [(f(t, rng), g) for t, g in good for f in rng.sample(BREAKS, 2)]
     else:
         kinds = {'toxic': ('toxic', 'plain', 'ad'), 'porn': ('porn', 'plain', 'ad', 'toxic'), 'not_ad': ('ad', 'plain', 'toxic')}[score]
         sets = [list(zip(*made(k, n if i == 0 else n // 2, folds, rng))) for i, k in enumerate(kinds)]
@@ -255,7 +257,7 @@ def examples(
     high, low = (good, bad) if score in ('fluency', 'not_ad') else (bad, good)
     return [t for t, _ in high + low], np.arange(len(high) + len(low)) < len(high), [g for _, g in high + low]
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #4b4b8cf6
+# %% ../../nbs/1_corpus/08_safety.ipynb #dd4e98c2
 _WINDOW, _AT_MOST = 1500, 24 # characters of a window; windows of a document that are looked at, evenly spread
 
 def _windows(text: str) -> list[str]:
@@ -278,10 +280,10 @@ class SafetyModel:
             out[:, i] = *p[:2].max(axis=1), *p[2:].mean(axis=1)
         return dict(zip(SCORES, out))
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #309bb4f5
+# %% ../../nbs/1_corpus/08_safety.ipynb #cf654c5d
 def train_safety(
     folds: Sequence[int] = range(10), # parts of the data to learn from
-    bits: int = 17,                   # 2^bits columns: small data needs no more
+    bits: int = 18,                   # 2^bits columns
     seed: int = 0,                    # of everything that is drawn
 ) -> SafetyModel:
     "Train the four scores from what is here, the same on every machine; raises `UserError` where labkit[data] is not installed"
@@ -290,7 +292,7 @@ def train_safety(
         return Classifier.train(texts, y, [_fold_of(n) for n in names], bits=bits, seed=seed)
     return SafetyModel({s: one(s) for s in SCORES})
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #59de9c78
+# %% ../../nbs/1_corpus/08_safety.ipynb #40d8f3bd
 def save(
     model: SafetyModel, # trained
     path: str | Path,   # a folder
@@ -307,6 +309,6 @@ def load(
     if len({m.bits for m in models.values()}) > 1: raise UserError(f'{path}: the four classifiers have different sizes; expected a folder written by `save`')
     return SafetyModel(models)
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #8bf78e85
+# %% ../../nbs/1_corpus/08_safety.ipynb #7e490580
 _SOURCE = 'labkit: nbs/1_corpus/08_safety, at most one in a hundred real passages of unseen parts falls; 0.4 is also dolma\'s (Soldaini et al. 2024)'
-SAFETY = (Rule('toxic', high=.4, source=_SOURCE), Rule('porn', high=.4, source=_SOURCE), Rule('fluency', .1, source=_SOURCE), Rule('not_ad', .4, source=_SOURCE))
+SAFETY = (Rule('toxic', high=.4, source=_SOURCE), Rule('porn', high=.4, source=_SOURCE), Rule('fluency', .05, source=_SOURCE), Rule('not_ad', .6, source=_SOURCE))
