@@ -7,7 +7,7 @@ SECTIONS = {'0_start': '0 Start', '1_corpus': '1 Corpus', '2_model': '2 Model', 
             '6_serve': '6 Serve', '7_evaluate': '7 Evaluate', '8_agents': '8 Agents', '9_chain': '9 Chain', 'solutions': 'Solutions'}
 BEGIN, END = '    contents:\n      - nbs/index.ipynb\n', '      - nbs/glossary.ipynb\n'
 
-def number(nb: Path) -> int: return int(re.match(r'\d+', nb.name)[0])
+def number(nb: Path) -> tuple[int, str]: return int(re.match(r'\d+', nb.name)[0]), nb.name
 
 def contents() -> str:
     out = []
