@@ -8,7 +8,7 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/safety.html.md"""
 __all__ = ['KINDS', 'BREAKS', 'SCORES', 'SAFETY', 'host_of', 'Hit', 'Blocklist', 'profanity', 'made', 'real_texts', 'shuffled',
            'stuffed', 'mojibake', 'torn', 'noisy', 'examples', 'SafetyModel', 'train_safety', 'save', 'load']
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #dbd91f4f
+# %% ../../nbs/1_corpus/08_safety.ipynb #43568163
 import functools, hashlib, importlib.util, json, random, re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from . import classifier
 from .classifier import Classifier
 from .rules import Rule
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #d1d14c94
+# %% ../../nbs/1_corpus/08_safety.ipynb #d1002725
 _B = np.uint64(0x9e3779b97f4a7c15)       # base of the polynomial hash: odd, so that nothing is lost modulo 2^64
 _PAIRS = 1 << 18                         # size of the table of first two characters
 _LONGEST = 63                            # characters of an entry: the lengths of a table row fit in 64 bits
@@ -36,7 +36,7 @@ def _fold() -> tuple[np.ndarray, np.ndarray]:
 
 def _codes(text: str) -> np.ndarray: return np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), np.uint32)
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #90e00d7f
+# %% ../../nbs/1_corpus/08_safety.ipynb #e74dbe45
 @functools.cache
 def _find_kernel():
     "The compiled kernel (numba is imported on first use)"
@@ -73,7 +73,7 @@ def _find_kernel():
         return n
     return find
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #c674477c
+# %% ../../nbs/1_corpus/08_safety.ipynb #ebc37bf3
 def _hash(codes: np.ndarray) -> int:
     h, base = 0, int(_B)
     for c in codes.tolist(): h = (h * base + c + 1) % 2**64
@@ -92,7 +92,7 @@ def _tables(words: Iterable[str]) -> tuple[np.ndarray, np.ndarray]: # (_PAIRS,),
         keys[at] = h
     return lengths, keys
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #e45ae652
+# %% ../../nbs/1_corpus/08_safety.ipynb #d2953ef6
 _HOST = re.compile(r'^(?:(?:[A-Za-z][A-Za-z0-9+.-]*:)?//)?(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:\[\]]+)')
 
 def host_of(
@@ -102,7 +102,7 @@ def host_of(
     m = _HOST.match(url.strip())
     return m[1].strip().rstrip('.').lower() if m else ''
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #54303d0a
+# %% ../../nbs/1_corpus/08_safety.ipynb #72abc829
 @dataclass(frozen=True)
 class Hit:
     "A word of the list in a text"
@@ -136,7 +136,7 @@ class Blocklist:
         labels = host_of(url).split('.')
         return next((d for i in range(len(labels)) if (d := '.'.join(labels[i:])) in self.domains), '')
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #dc5fe6a9
+# %% ../../nbs/1_corpus/08_safety.ipynb #aea4ac2f
 def profanity() -> list[str]: # lower case; do not print them
     "The English word list of the package better-profanity; raises `UserError` where it is not installed"
     spec = importlib.util.find_spec('better_profanity')
@@ -144,7 +144,7 @@ def profanity() -> list[str]: # lower case; do not print them
     lines = (Path(spec.origin).parent/'profanity_wordlist.txt').read_text(encoding='utf-8').lower().split('\n')
     return sorted({w.strip() for w in lines if 2 <= len(w.strip()) <= _LONGEST})
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #2563f380
+# %% ../../nbs/1_corpus/08_safety.ipynb #a8546a9c
 KINDS = ('ad', 'toxic', 'porn', 'plain') # kinds of patterns in data_samples/safety/templates.jsonl
 
 @functools.cache
@@ -157,7 +157,7 @@ def _fold_of(name: str, folds: int = 10) -> int:
     "Which part of the data a pattern or a text belongs to, by a hash of its name"
     return int(hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8], 16) % folds
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #763ac6f6
+# %% ../../nbs/1_corpus/08_safety.ipynb #ee1a21c2
 def _filled(row: dict, rng: random.Random) -> str:
     "A pattern with its slots filled"
     slots = _patterns()[1][row['language']]
@@ -180,7 +180,7 @@ def made(
         texts.append(('\n' if rng.random() < .3 else ' ').join(_filled(r, rng) for r in rows)); groups.append(rows[0]['id'])
     return texts, groups
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #1ef42893
+# %% ../../nbs/1_corpus/08_safety.ipynb #f4d8f26c
 def _passages(text: str, size: int) -> list[str]:
     "Pieces of about `size` characters that end where a line or a sentence does"
     out, rest = [], ''
@@ -209,7 +209,7 @@ def real_texts() -> tuple[tuple[str, str], ...]: # (text, name of the document t
         elif len(prose := '\n'.join(re.findall(r'"""(.{80,800}?)"""', d.text, re.S)[:6])) > 100: out += [(p, d.id) for p in _passages(prose, size())[:4] if len(p) > 30]
     return tuple(out)
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #eecdaafe
+# %% ../../nbs/1_corpus/08_safety.ipynb #aa865679
 _WORDS = re.compile(r'([\u3400-\u9fff]{1,2}|[^\W\u3400-\u9fff]+)')
 
 def shuffled(text: str, rng: random.Random) -> str:
@@ -235,7 +235,7 @@ def noisy(text: str, rng: random.Random) -> str:
     return ''.join(c * rng.choice([0, 2, 3]) if (r := rng.random()) < .15 else rng.choice('#$%&*@~^|') if r < .25 else c for c in text)
 BREAKS = (shuffled, stuffed, mojibake, torn, noisy)
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #751e2568
+# %% ../../nbs/1_corpus/08_safety.ipynb #8350c03f
 SCORES = ('toxic', 'porn', 'fluency', 'not_ad') # as WanJuan-CC names them: the first two are bad when high, the last two good
 
 def examples(
@@ -257,7 +257,7 @@ def examples(
     high, low = (good, bad) if score in ('fluency', 'not_ad') else (bad, good)
     return [t for t, _ in high + low], np.arange(len(high) + len(low)) < len(high), [g for _, g in high + low]
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #dd4e98c2
+# %% ../../nbs/1_corpus/08_safety.ipynb #5995da63
 _WINDOW, _AT_MOST = 1500, 24 # characters of a window; windows of a document that are looked at, evenly spread
 
 def _windows(text: str) -> list[str]:
@@ -280,7 +280,7 @@ class SafetyModel:
             out[:, i] = *p[:2].max(axis=1), *p[2:].mean(axis=1)
         return dict(zip(SCORES, out))
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #cf654c5d
+# %% ../../nbs/1_corpus/08_safety.ipynb #7d6b2877
 def train_safety(
     folds: Sequence[int] = range(10), # parts of the data to learn from
     bits: int = 18,                   # 2^bits columns
@@ -292,7 +292,7 @@ def train_safety(
         return Classifier.train(texts, y, [_fold_of(n) for n in names], bits=bits, seed=seed)
     return SafetyModel({s: one(s) for s in SCORES})
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #40d8f3bd
+# %% ../../nbs/1_corpus/08_safety.ipynb #da10e184
 def save(
     model: SafetyModel, # trained
     path: str | Path,   # a folder
@@ -309,6 +309,6 @@ def load(
     if len({m.bits for m in models.values()}) > 1: raise UserError(f'{path}: the four classifiers have different sizes; expected a folder written by `save`')
     return SafetyModel(models)
 
-# %% ../../nbs/1_corpus/08_safety.ipynb #7e490580
+# %% ../../nbs/1_corpus/08_safety.ipynb #34a582aa
 _SOURCE = 'labkit: nbs/1_corpus/08_safety, at most one in a hundred real passages of unseen parts falls; 0.4 is also dolma\'s (Soldaini et al. 2024)'
-SAFETY = (Rule('toxic', high=.4, source=_SOURCE), Rule('porn', high=.4, source=_SOURCE), Rule('fluency', .05, source=_SOURCE), Rule('not_ad', .6, source=_SOURCE))
+SAFETY = (Rule('toxic', high=.4, source=_SOURCE), Rule('porn', high=.4, source=_SOURCE), Rule('fluency', .1, source=_SOURCE), Rule('not_ad', .6, source=_SOURCE))
