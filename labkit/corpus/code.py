@@ -10,14 +10,14 @@ __all__ = ['HASH', 'SLASH', 'STRING', 'TRIPLE', 'HASH_PARTS', 'SLASH_PARTS', 'HE
            'Span', 'spans', 'prose_of', 'is_permissive', 'Licence', 'licence_of', 'is_generated', 'parses',
            'code_signals', 'Grade', 'grade', 'tier']
 
-# %% ../../nbs/1_corpus/16_code.ipynb #034a7a20
+# %% ../../nbs/1_corpus/16_code.ipynb #a325b5b9
 import ast, re, warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from .documents import Document
 from .rules import Rule, Verdict, broken, explain
 
-# %% ../../nbs/1_corpus/16_code.ipynb #ba0c5c36
+# %% ../../nbs/1_corpus/16_code.ipynb #195f7743
 HASH = ('.py', '.pyi', '.sh', '.rb', '.r', '.toml', '.yaml', '.yml', '.cmake', '.pl')
 SLASH = ('.c', '.h', '.cc', '.cpp', '.cxx', '.hpp', '.cu', '.cuh', '.js', '.mjs', '.cjs', '.jsx', '.ts', '.tsx', '.java', '.go', '.rs', '.cs', '.kt', '.swift', '.scala', '.php', '.css')
 STRING = r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|\'[^\'\\\n]*(?:\\.[^\'\\\n]*)*\''
@@ -27,7 +27,7 @@ SLASH_PARTS = re.compile(f'(?P<string>{STRING}|`[^`\\\\]*(?:\\\\.[^`\\\\]*)*`)|(
 
 def _suffix(path: str) -> str: return ('.' + path.rsplit('.', 1)[-1].lower()) if '.' in path.rsplit('/', 1)[-1] else ''
 
-# %% ../../nbs/1_corpus/16_code.ipynb #5dc07d56
+# %% ../../nbs/1_corpus/16_code.ipynb #c3c6db90
 @dataclass(frozen=True)
 class Span:
     "A piece of code that speaks to people, or holds data"
@@ -36,7 +36,7 @@ class Span:
     kind: str   # comment, docstring or string
     text: str
 
-# %% ../../nbs/1_corpus/16_code.ipynb #5bf2c606
+# %% ../../nbs/1_corpus/16_code.ipynb #3fac8103
 HEADER = re.compile(r'(?:async\s+)?(?:def|class)\b.*:$')
 
 def _is_docstring(text: str, m: re.Match, last: str) -> bool:
@@ -65,7 +65,7 @@ def spans(
         found.append(Span(m.start(), at, kind, m[0]))
     return found
 
-# %% ../../nbs/1_corpus/16_code.ipynb #1e418013
+# %% ../../nbs/1_corpus/16_code.ipynb #db558477
 def prose_of(
     text: str,       # a file
     path: str = 'x.py', # its name
@@ -74,7 +74,7 @@ def prose_of(
     pieces = [re.sub(r'^[ \t]*(?:#+!?|//+!?|/\*+|\*+/|\*(?!\*))[ \t]?|\*/[ \t]*$', '', s.text.lstrip('rRuU').strip('"\'') if s.kind == 'docstring' else s.text, flags=re.M) for s in spans(text, path) if s.kind != 'string']
     return '\n'.join(p.strip() for p in pieces if p.strip())
 
-# %% ../../nbs/1_corpus/16_code.ipynb #2adca1e3
+# %% ../../nbs/1_corpus/16_code.ipynb #6f07bae4
 PERMISSIVE = frozenset('MIT MIT-0 MIT-CMU Apache-2.0 BSD-2-Clause BSD-3-Clause 0BSD ISC Zlib Unlicense CC0-1.0 PSF-2.0 Python-2.0 BSL-1.0 HPND NCSA PostgreSQL CC-BY-4.0 CC-BY-3.0 BlueOak-1.0.0 WTFPL X11 CNRI-Python'.split())
 PHRASES = ( # a phrase in lower case, white space and punctuation as single spaces; the one that occurs first decides
     ('gnu affero general public license version 3', 'AGPL-3.0'), ('gnu lesser general public license version 3', 'LGPL-3.0'), ('gnu lesser general public license version 2 1', 'LGPL-2.1'), ('gnu library general public license', 'LGPL-2.0'),
@@ -89,7 +89,7 @@ PHRASES = ( # a phrase in lower case, white space and punctuation as single spac
     ('released under the mit license', 'MIT'), ('licensed under the mit license', 'MIT'), ('bsd 3 clause', 'BSD-3-Clause'), ('3 clause bsd', 'BSD-3-Clause'), ('bsd 2 clause', 'BSD-2-Clause'), ('mit license', 'MIT'), ('all rights reserved proprietary', 'Proprietary'))
 SPDX = re.compile(r'SPDX-License-Identifier:[ \t]*\(?([\w.+-]+(?:[ \t]+(?:OR|AND|WITH)[ \t]+\(?[\w.+-]+\)?)*)')
 
-# %% ../../nbs/1_corpus/16_code.ipynb #a394ebed
+# %% ../../nbs/1_corpus/16_code.ipynb #7d7ef32e
 def is_permissive(
     expression: str, # SPDX: names with AND, OR, WITH and brackets
 ) -> bool:
@@ -97,7 +97,7 @@ def is_permissive(
     words = re.sub(r'[()]', ' ', re.sub(r'\s+WITH\s+\S+', '', expression))
     return any(all(n.strip().removesuffix('+') in PERMISSIVE for n in re.split(r'\s+AND\s+', side)) for side in re.split(r'\s+OR\s+', words.strip()))
 
-# %% ../../nbs/1_corpus/16_code.ipynb #305dcc4c
+# %% ../../nbs/1_corpus/16_code.ipynb #4444da1d
 @dataclass(frozen=True)
 class Licence:
     "The licence that a file states"
@@ -105,7 +105,7 @@ class Licence:
     permissive: bool  # allows everything for a mention of the author
     by: str           # tag or phrase
 
-# %% ../../nbs/1_corpus/16_code.ipynb #6c9309d8
+# %% ../../nbs/1_corpus/16_code.ipynb #215e451b
 def licence_of(
     text: str, # a licence, a header, or a whole file, of which the first 20,000 characters are read
 ) -> Licence | None: # None where nothing is stated
@@ -116,7 +116,7 @@ def licence_of(
     if name == 'BSD-2-Clause' and any(p in words[at:at + 1500] for p, other in PHRASES if other == 'BSD-3-Clause'): name = 'BSD-3-Clause' # the third clause follows
     return Licence(name, name in PERMISSIVE, 'phrase') if name else None
 
-# %% ../../nbs/1_corpus/16_code.ipynb #5c507334
+# %% ../../nbs/1_corpus/16_code.ipynb #1cede56c
 MARKS = re.compile(r'@generated\b|\bauto[- ]?generated\b|\b(?:is|was|are|been|file) (?:automatically )?generated (?:by|from|with|using)\b|\bgenerated by the [\w ]{2,40}(?:compiler|parser|generator|tool)|\bautomatically generated\b|\bdo not (?:edit|modify|change)\b|\bmachine generated\b|^\W*generated (?:by|from)\b', re.I | re.M)
 
 def is_generated(
@@ -134,9 +134,9 @@ def is_generated(
     if _suffix(path) in SLASH and longest > 5000 and text.count('\n') < len(text) / 500: return f'minified: a line of {longest} characters'
     return ''
 
-# %% ../../nbs/1_corpus/16_code.ipynb #0253a678
+# %% ../../nbs/1_corpus/16_code.ipynb #aacf5de1
 DEFINED = re.compile(r'^[ \t]*(?:async[ \t]+def|def|class|func|fn|function|(?:public|private|protected|static|export)[ \t][^=;\n]*\()[ \t]*', re.M)
-NUMBERS = re.compile(r'^(?=.*\d)[\s\d.,;:\[\](){}+\-xXeEa-fA-F\'"]*$')
+NUMBERS = re.compile(r"""^[\s,;:\[\](){}'"]*(?:[-+]?(?:0[xX][0-9a-fA-F]+|\d[\d._]*(?:[eE][-+]?\d+)?)[jJLfuU]*(?:[\s,;:\[\](){}'"]+|$))+$""")
 TEST_PATH = re.compile(r'(^|/)(tests?|testing|__tests__|spec)/|(^|/)(test_[^/]*|[^/]*_test|[^/]*\.spec|[^/]*\.test|conftest)\.\w+$')
 LICENCE_PATH = re.compile(r'(^|/)(licen[cs]e|copying|notice)[^/]*$', re.I)
 
@@ -151,7 +151,7 @@ def parses(
     except (SyntaxError, ValueError, RecursionError, MemoryError): return False
     return True
 
-# %% ../../nbs/1_corpus/16_code.ipynb #c8618ccf
+# %% ../../nbs/1_corpus/16_code.ipynb #a2fe5be4
 def code_signals(
     text: str,       # a file
     path: str = 'x.py', # its name
@@ -169,7 +169,7 @@ def code_signals(
                 string_share=min(1., size['string'] / code_chars), number_lines=sum(bool(NUMBERS.match(l)) for l in lines) / n, repeated_lines=1 - len(set(lines)) / n,
                 unparsable=float(not parses(text, path)), generated=float(bool(is_generated(text, path))), test=float(bool(TEST_PATH.search(path))), licence_only=float(bool(LICENCE_PATH.search(path))))
 
-# %% ../../nbs/1_corpus/16_code.ipynb #803a8437
+# %% ../../nbs/1_corpus/16_code.ipynb #302faee3
 CODEX, STACK, OURS = 'Codex (Chen et al. 2021, 3.1)', 'The Stack (Kocetkov et al. 2022)', 'labkit, from borderline samples of this environment'
 LOW = (Rule('mean_line_length', high=100, source=CODEX), Rule('max_line_length', high=1000, source=CODEX), Rule('generated', high=0, source=CODEX), Rule('alphanumeric', .25, source=STACK),
        Rule('unparsable', high=0, source=OURS), Rule('licence_only', high=0, source=OURS), Rule('lines', 3, 20_000, OURS), Rule('number_lines', high=.5, source=OURS),
@@ -178,7 +178,7 @@ HIGH = (Rule('definitions', 2, source=OURS), Rule('said', .12, .7, OURS), Rule('
         Rule('string_share', high=.35, source=OURS), Rule('number_lines', high=.1, source=OURS), Rule('repeated_lines', high=.35, source=OURS), Rule('test', high=0, source=OURS))
 REPEATS = dict(high=2, moderate=1, low=0) # how often a tier is read; InternLM2's report says "repeated" and gives no number
 
-# %% ../../nbs/1_corpus/16_code.ipynb #74ba5321
+# %% ../../nbs/1_corpus/16_code.ipynb #bc7890e1
 @dataclass(frozen=True)
 class Grade:
     "The tier of a file and what decided it"
@@ -188,7 +188,7 @@ class Grade:
     signals: dict           # as `code_signals` measures them
     def __str__(self): return '\n  '.join([self.tier, *map(str, self.low or self.missed)])
 
-# %% ../../nbs/1_corpus/16_code.ipynb #03e72506
+# %% ../../nbs/1_corpus/16_code.ipynb #66a9715d
 def grade(
     doc: Document, # a file of code: `id` is its path
     low: Sequence[Rule] = LOW,   # a file that breaks one of these is low
