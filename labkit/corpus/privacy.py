@@ -76,7 +76,7 @@ def _is_ip(text: str, start: int, end: int) -> bool:
 # %% ../../nbs/1_corpus/09_privacy.ipynb #88535fac
 _LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._%+-"
 _DOMAIN = re.compile(r'@((?:[A-Za-z0-9-]{1,63}\.){1,8})([A-Za-z]{2,24})(?![A-Za-z0-9_-])')
-_TLD = set('com org net edu gov mil int info biz name pro aero coop museum mobi asia tel jobs travel xyz online site app dev shop club tech cloud email top vip live store work space world today group news blog'.split())
+_TLD = set('com org net edu gov mil int info biz name pro aero coop museum mobi asia tel jobs travel xyz online site app dev shop club tech cloud email top vip live store work space world today group news blog network systems software technology foundation engineering science design ninja moe berlin london paris bzh wiki'.split())
 _NOBODY = re.compile(r'(?:^|\.)(?:example(?:\.com|\.org|\.net)?|invalid|test|localhost)\Z')
 
 def _emails(text: str) -> Iterator[tuple[int, int]]:
@@ -87,7 +87,7 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
         if not (len(tld) == 2 and m[2] not in ('py', 'js', 'md') or tld in _TLD) or _NOBODY.search(domain): continue
         left = text[max(0, m.start() - 64):m.start()]
         local = left[len(left.rstrip(_LOCAL)):].lstrip('._%+-')
-        if local and local != 'git': yield m.start() - len(local), m.end()
+        if local and not (local == 'git' and text[m.end():m.end() + 1] in ('/', ':')): yield m.start() - len(local), m.end()
 
 # %% ../../nbs/1_corpus/09_privacy.ipynb #d27e0f90
 @dataclass(frozen=True)
