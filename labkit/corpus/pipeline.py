@@ -11,8 +11,8 @@ __all__ = ['FULL', 'PARTITIONS', 'SHARES', 'STEPS', 'CorpusSettings', 'Work', 'P
            'dedup_step', 'finish_step', 'tokenizer_step', 'is_valid', 'shards_step', 'fingerprints', 'run_step',
            'check', 'choose', 'run_corpus', 'main']
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #f233ffb7
-import errno, hashlib, json, resource, shutil
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #d98826c6
+import errno, hashlib, json, resource, shutil, tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,10 +32,10 @@ from .language import LANGUAGES, identify
 from .report import write_report
 from .rules import PROFILES
 from .sources import RECORDS, SourceFile, find_files, manifest, read_records, select_files
-from .stages import Decontaminate, Language, Normalize, Privacy, Quality, Rules, Safety, Stage, Tally, run_stages, size_of
+from .stages import Code, Decontaminate, Language, Normalize, Privacy, Quality, Rules, Safety, Stage, Tally, is_code, run_stages, size_of
 from .tokens import SPECIAL, Tokenizer, train_tokenizer, write_shards
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #9d4c8fc1
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #0645866f
 @dataclass(frozen=True)
 class CorpusSettings:
     "From files to clean documents, a tokenizer and token shards"
@@ -60,7 +60,10 @@ class CorpusSettings:
     quality: float = 0.0              # mean quality score (0 to 1) below which prose falls (0: not scored)
     privacy: bool = True              # put placeholders for e-mail addresses, phone, identity and card numbers, IP addresses
     names: bool = False               # and for people's names
-    decontaminate: tuple[str, ...] = () # JSONL files of evaluation items; a document that holds one falls
+    decontaminate: tuple[str, ...] = () # JSONL files of evaluation items, which are cut out
+    tiers: bool = False               # grade code: the low tier falls, the high one is read twice
+    repositories: bool = False        # the files of a package that has code become one document, in the order of its imports
+    against: Path | None = None       # folder of an earlier run, whose documents are not to come again
     executor: str = 'auto'            # auto, one, processes:N, ray:N, ray://HOST:PORT; the result is the same
     batch_mb: float = 4.0             # megabytes (10^6 bytes) that are one task, the most that an interruption loses
     vocab_size: int = 4096            # tokens of the tokenizer
@@ -68,7 +71,7 @@ class CorpusSettings:
     tokenizer_mb: float = 20.0        # text (10^6 characters) that the tokenizer learns from at most
     valid_share: float = 0.02         # share of the documents held out for validation
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #a9f68eba
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #898b50c5
 @dataclass
 class Work:
     "What the steps of one run share"
@@ -76,11 +79,12 @@ class Work:
     files: list               # selected files
     found: dict               # summary of the selection
     executor: Executor        # where tasks run
+    before: tuple[tuple[int, Path], ...] = () # first part and folder of the runs that this one is held against
     @property
     def out(self) -> Path: return self.settings.out
     def path(self, *names: str) -> Path: return self.out.joinpath('steps', *names)
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #d97e2d3f
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #8f4a9b01
 @dataclass(frozen=True)
 class Piece:
     "A file, or the lines of a large one that begin between two places"
@@ -98,7 +102,7 @@ def pieces_of(
     cuts = [*range(0, f.bytes, size), None]
     return [Piece(f, a, b) for a, b in zip(cuts, cuts[1:])]
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #33b0fd9a
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #cd0c6d3c
 def batches(
     files: Iterable[SourceFile], # in reading order
     size: int,                   # bytes of a batch, about
@@ -111,7 +115,7 @@ def batches(
         out[-1].append(p); room -= n
     return [tuple(b) for b in out if b]
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #a2b9ec42
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #dbf919ab
 @dataclass(frozen=True)
 class Part:
     "What one task leaves behind"
@@ -130,7 +134,7 @@ def _json(path: Path) -> dict:
     try: return json.loads(path.read_text(encoding='utf-8'))
     except ValueError: raise UserError(f'{path}: not JSON any more; delete the file and run again') from None
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #ee43bbb0
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #451b4fdc
 def _dead(source: str, why: str, **more) -> dict: return dict(step='extract', id=source, source=source, why=why, dead=True, **more)
 
 def _records(p: Piece, tally: Tally, fallen: list[dict], html: str) -> Iterator[Document]:
@@ -153,7 +157,7 @@ def _file(p: Piece, tally: Tally, fallen: list[dict], html: str) -> Iterator[Doc
     try: yield read_file(p.file, html)
     except Unreadable as e: tally.why[str(e)] += 1; fallen.append(_dead(p.file.name, str(e)))
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #715e5dc4
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #70c895a4
 def read_pieces(
     pieces: Iterable[Piece], # of a batch
     tally: Tally,            # counts what is read
@@ -169,7 +173,7 @@ def read_pieces(
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) # no room to write: no file's fault
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #69255f90
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #b0e6b3e4
 @dataclass(frozen=True)
 class CleanTask:
     "What a process must know to clean a batch"
@@ -184,7 +188,7 @@ class CleanTask:
 
 def doc_number(part: int, row: int | np.ndarray) -> int | np.ndarray: return part << 32 | row
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #35598874
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #6f1901cb
 def chunks(
     docs: Iterable[Document], # any number
     size: int = 4_000_000,    # characters
@@ -199,7 +203,7 @@ def chunks(
 def _line(d: Document) -> bytes: return json.dumps({k: v for k, v in asdict(d).items() if v or k in ('text', 'id')}, ensure_ascii=False).encode('utf-8', 'backslashreplace') + b'\n'
 def _hash64(text: str) -> int: return int.from_bytes(hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'little') or 1
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #295ca551
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #6ef2a139
 def _sign(docs: Sequence[Document], mh: MinHash) -> dict[str, np.ndarray]:
     "Everything that deduplication asks of documents, as columns"
     from labkit.corpus.dedup import sign, worth
@@ -214,7 +218,7 @@ def _day(d: Document) -> float:
     try: return datetime.fromisoformat(str(d.metadata.get('date', ''))).timestamp() / 86400
     except ValueError: return -np.inf
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #fdbb4dd2
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #70bf0a55
 def _index(task: CleanTask, columns: dict[str, np.ndarray]) -> None:
     "Put a part into the index: bands of its signatures, exact keys, ids"
     from labkit.corpus.dedup import band_keys
@@ -223,7 +227,7 @@ def _index(task: CleanTask, columns: dict[str, np.ndarray]) -> None:
     for kind, keys in (('bands', band_keys(columns['signature'], task.minhash)), ('exact', columns['exact'][:, None]), ('ids', columns['id'][:, None])):
         write_bands(keys, numbers, task.index/kind, name, task.partitions)
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #8adcea04
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #d9b24122
 def clean(
     task: CleanTask, # a batch
 ) -> dict: # its summary
@@ -251,7 +255,7 @@ def _offsets(path: Path) -> np.ndarray:
 
 def _peak_mb() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #2b4a9534
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #c3d06067
 def probe(
     task: CleanTask, # with one piece
 ) -> bool:
@@ -267,7 +271,7 @@ def without_killers(
     died = {i: out.why for i, out in ex.map(probe, [replace(task, pieces=(p,)) for p in task.pieces]) if isinstance(out, Failed)}
     return replace(task, pieces=tuple(p for i, p in enumerate(task.pieces) if i not in died), killers=tuple((task.pieces[i], why) for i, why in sorted(died.items())))
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #4ebdf0ef
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #ddc51600
 def run_tasks(
     ex: Executor,         # where
     fn: Callable,         # task → summary
@@ -287,17 +291,24 @@ def run_tasks(
         rows[i] = out
     return [rows[i] for i in range(len(tasks))]
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #2417c99b
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #acb2ce06
 @dataclass(frozen=True)
 class Library:
-    "Texts of documents by their number, read from the parts where they stand"
-    folder: Path # of the parts
+    "Texts and columns of documents by their number, read from the parts where they stand"
+    shelves: tuple[tuple[int, Path], ...] # first part and folder of this run and of those before it, ascending
+    def part(self, number: int) -> Part:
+        "Where a document stands"
+        n = int(number) >> 32
+        return Part(next(folder for first, folder in reversed(self.shelves) if n >= first), n)
     def __call__(self, number: int) -> Document:
-        part = Part(self.folder, int(number) >> 32)
+        part = self.part(number)
         with open(part.path('jsonl'), 'rb') as f:
-            f.seek(int(_columns(str(part.path('npz')))['offset'][int(number) & 0xffffffff]))
+            f.seek(int(self.column(number, 'offset')))
             row = json.loads(f.readline())
         return Document(**row)
+    def column(self, number: int, name: str) -> int | float:
+        "One value of those that `clean` wrote down: offset, exact, length, date, bytes"
+        return _columns(str(self.part(number).path('npz')))[name][int(number) & 0xffffffff]
 
 @lru_cache(64)
 def _columns(path: str) -> dict[str, np.ndarray]:
@@ -308,7 +319,7 @@ def _shingles(library: Library, number: int) -> np.ndarray:
     from labkit.corpus.dedup import shingles
     return shingles(library(number).text)
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #264a29f5
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #131d91dc
 @dataclass(frozen=True)
 class DedupTask:
     "What a process must know to work on some partitions of the index"
@@ -318,6 +329,7 @@ class DedupTask:
     library: Library   # where the texts are
     threshold: float   # Jaccard similarity from which two documents are the same
     near: bool         # compare near-duplicates too
+    since: int = 0     # documents below this number were compared with each other in an earlier run
 
 def _same(folder: Path, partition: int) -> np.ndarray:
     "Pairs (first, later) of documents with the same key in a partition"
@@ -333,24 +345,25 @@ def compare(
 ) -> dict: # its summary
     "Pairs of the same text, of nearly the same text, and of the same id"
     from labkit.corpus.index import bucket_edges
-    found = bucket_edges(task.index/'bands', task.partitions if task.near else [], partial(_shingles, task.library), task.threshold)
+    found = bucket_edges(task.index/'bands', task.partitions if task.near else [], partial(_shingles, task.library), task.threshold, since=task.since)
     same = lambda kind: np.concatenate([_same(task.index/kind, p) for p in task.partitions])
     with replacing(task.part.path('npz'), 'wb') as f: np.savez(f, exact=same('exact'), near=found.edges, ids=same('ids'))
     return task.part.finish(dict(compared=found.compared, confirmed=len(found.edges), cut_short=found.cut_short, peak_mb=_peak_mb()))
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #e596d5e3
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #5727bea0
 def choose_kept(
     clusters: np.ndarray,  # (M, 2) document, least document of its cluster
-    folder: Path,          # of the clean parts
+    library: Library,      # knows their length and date
     keep: str,             # longest or newest
+    since: int = 0,        # documents below this number are of an earlier run: they stay what they were
+    fell: frozenset = frozenset(), # those of them that fell there
 ) -> dict[int, int]: # document that falls → document that stays instead
     "Who represents a cluster"
     from labkit.corpus.dedup import keep_one
     docs, labels = clusters.T
-    column = lambda d, name: _columns(str(Part(folder, int(d) >> 32).path('npz')))[name][int(d) & 0xffffffff]
-    worth = [(float(column(d, 'date')) if keep == 'newest' else 0., int(column(d, 'length'))) for d in docs]
+    worth = [(d < since and d not in fell, d < since, float(library.column(d, 'date')) if keep == 'newest' else 0., int(library.column(d, 'length'))) for d in docs.tolist()]
     kept = docs[keep_one(labels, worth)] if len(docs) else docs
-    return {int(d): int(k) for d, k in zip(docs, kept) if d != k}
+    return {int(d): int(k) for d, k in zip(docs, kept) if d != k and d >= since}
 
 def repeated_ids(
     pairs: np.ndarray, # (E, 2) first, later document with the same id
@@ -360,7 +373,7 @@ def repeated_ids(
     for first, later in sorted(map(tuple, pairs.tolist())): seen[first] += 1; out[later] = seen[first] + 1
     return out
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #f6f4aef0
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #d07b8957
 @dataclass(frozen=True)
 class FinishTask:
     "What a process must know to finish a batch"
@@ -398,7 +411,7 @@ def _survivors(task: FinishTask, tally: Tally, fallen: list[dict]) -> Iterator[D
             tally.why[why] += 1; fallen.append(dict(step='dedup', id=d.id, source=d.source, why=why, kept=kept, text=d.text[:300])); continue
         tally.n_out += 1; tally.bytes_out += n; yield d
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #f6433aa8
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #f7352752
 def _merge(rows: Sequence[dict]) -> list[dict]:
     "Tallies of all parts, added up"
     out = [Tally.of(t) for t in rows[0]['tallies']] if rows else []
@@ -406,32 +419,51 @@ def _merge(rows: Sequence[dict]) -> list[dict]:
         for a, b in zip(out, r['tallies']): a.add(Tally.of(b))
     return [a.row() for a in out]
 
+def _carry_over(work: Work) -> int:
+    "Begin with the index of the run that this one is held against; the number of the first part that is free"
+    if not work.settings.against: return 0
+    old = _json(work.settings.against/'steps'/'clean.json')
+    for kind in ('bands', 'exact', 'ids'):
+        (to := work.path('clean', 'index', kind)).mkdir(parents=True, exist_ok=True)
+        for p in (work.settings.against/'steps'/'clean'/'index'/kind).glob('[!.]*.bands'): shutil.copyfile(p, to/p.name)
+    return old['first'] + old['parts']
+
 def clean_step(work: Work) -> dict:
     "All batches through `clean`"
-    s, folder = work.settings, work.path('clean')
+    s, folder, first = work.settings, work.path('clean'), _carry_over(work)
     stages = (Normalize(s.normalize, s.chinese, s.repair), Language(s.languages), Rules(s.profile))
-    tasks = [CleanTask(Part(folder, i), b, stages, work.path('clean', 'index'), s.html, MinHash(s.bands, s.rows), PARTITIONS) for i, b in enumerate(batches(work.files, int(s.batch_mb * 1e6)))]
+    tasks = [CleanTask(Part(folder, first + i), b, stages, work.path('clean', 'index'), s.html, MinHash(s.bands, s.rows), PARTITIONS) for i, b in enumerate(batches(work.files, int(s.batch_mb * 1e6)))]
     rows = run_tasks(work.executor, clean, tasks, 'clean', mend=without_killers)
     languages = sum((Counter(r['languages']) for r in rows), Counter())
-    return dict(rows=[r for r in _merge(rows) if r['step'] != 'normalize' or r['why']], languages=dict(languages.most_common()), parts=len(rows), peak_mb=max(r['peak_mb'] for r in rows))
+    shelves = [[n, str(p)] for n, p in work.before] + [[first, str(folder.resolve())]]
+    return dict(rows=[r for r in _merge(rows) if r['step'] != 'normalize' or r['why']], languages=dict(languages.most_common()), first=first, parts=len(rows), shelves=shelves, peak_mb=max(r['peak_mb'] for r in rows))
 
 PARTITIONS, SHARES = 64, 8 # of the index, each read whole, so memory is (bands · documents · 16 bytes) / 64; tasks that they are shared out to
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #2e5dc9ca
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #ca1daea5
 def dedup_step(work: Work) -> dict:
     "Pairs of every partition, clusters, and who stays"
     from labkit.corpus.index import components
-    s, folder, library = work.settings, work.path('dedup'), Library(work.path('clean'))
-    tasks = [DedupTask(Part(folder, i), range(i * PARTITIONS // SHARES, (i + 1) * PARTITIONS // SHARES), work.path('clean', 'index'), library, s.jaccard, s.near) for i in range(SHARES)]
+    s, folder, library, since, old = work.settings, work.path('dedup'), _library(work), doc_number(_json(work.path('clean.json'))['first'], 0), _earlier(work)
+    tasks = [DedupTask(Part(folder, i), range(i * PARTITIONS // SHARES, (i + 1) * PARTITIONS // SHARES), work.path('clean', 'index'), library, s.jaccard, s.near, since) for i in range(SHARES)]
     rows = run_tasks(work.executor, compare, tasks, 'dedup')
     pairs = {k: [_columns(str(t.part.path('npz')))[k] for t in tasks] for k in ('exact', 'near', 'ids')}
-    edges = [*pairs['exact'], *pairs['near']]
+    edges = [*pairs['exact'], *pairs['near'], old['clusters']]
     many = sum(map(len, edges)) // 1_000_000 # below that, sending them around costs more than the work
     clusters = components(edges, many, partial(_run, work.executor)) if many > 1 else components(edges)
-    kept = choose_kept(clusters, work.path('clean'), s.keep)
-    with replacing(folder/'duplicates.json') as f: json.dump(dict(kept=list(kept.items()), ids=list(repeated_ids(np.concatenate(pairs['ids'])).items())), f)
+    kept = choose_kept(clusters, library, s.keep, since, frozenset(old['fell']))
+    ids = {d: n for d, n in repeated_ids(np.concatenate(pairs['ids'])).items() if d >= since}
+    with replacing(folder/'clusters.npz', 'wb') as f: np.savez(f, clusters=clusters, fell=np.array([*old['fell'], *kept], np.int64))
+    with replacing(folder/'duplicates.json') as f: json.dump(dict(kept=list(kept.items()), ids=list(ids.items())), f)
     return dict(rows=[], clusters=len(np.unique(clusters[:, 1])), duplicates=len(kept), compared=sum(r['compared'] for r in rows), confirmed=sum(r['confirmed'] for r in rows),
                 cut_short=sum(r['cut_short'] for r in rows), peak_mb=max(r['peak_mb'] for r in rows))
+
+def _library(work: Work) -> Library: return Library(tuple((n, Path(p)) for n, p in _json(work.path('clean.json'))['shelves']))
+
+def _earlier(work: Work) -> dict[str, np.ndarray]:
+    "Clusters, and documents that fell, of the runs before"
+    if work.settings.against: return _columns(str((work.settings.against/'steps'/'dedup'/'clusters.npz').resolve()))
+    return dict(clusters=np.zeros((0, 2), np.int64), fell=np.zeros(0, np.int64))
 
 def _call(args: tuple): return args[0](*args[1])
 
@@ -441,44 +473,60 @@ def _run(ex: Executor, fn: Callable, *args: Iterable) -> list:
     if bad := [o for o in out.values() if isinstance(o, Failed)]: raise UserError(f'dedup: {bad[0].why}. What is finished is kept; run again')
     return [out[i] for i in range(len(out))]
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #0f4f9269
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #9e71b374
 def _models(work: Work) -> tuple[Stage, ...]:
     "The stages that the settings ask for; models are trained once and kept in the run's folder"
     s, out = work.settings, []
     for name in ('safety',) * s.safety + ('quality',) * (s.quality > 0):
-        if not (folder := work.path('models', name)).exists(): _train(name).save(folder)
+        if not (folder := work.path('models', name)).exists(): _train(name, folder)
         out.append(Safety(str(folder)) if name == 'safety' else Quality(str(folder), s.quality))
+    if s.tiers: out.append(Code())
     if s.decontaminate: out.append(Decontaminate(tuple(map(str, s.decontaminate))))
     return (*out, *((Privacy(s.names),) if s.privacy or s.names else ()))
 
-def _train(name: str):
-    from labkit.corpus.quality import train_quality
-    from labkit.corpus.safety import train_safety
-    return train_safety() if name == 'safety' else train_quality()
+def _train(name: str, folder: Path) -> None:
+    from labkit.corpus import quality, safety
+    if name == 'safety': safety.save(safety.train_safety(), folder)
+    else: quality.train_quality().save(folder)
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #43f4fbc3
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #7eab5b8b
 def finish_step(work: Work) -> dict:
     "All parts through `finish`, then one file of documents"
-    found, library, stages = _json(work.path('dedup', 'duplicates.json')), Library(work.path('clean')), _models(work)
-    n = _json(work.path('clean.json'))['parts']
-    kept, ids = [{} for _ in range(n)], [{} for _ in range(n)]
+    found, library, stages, clean = _json(work.path('dedup', 'duplicates.json')), _library(work), _models(work), _json(work.path('clean.json'))
+    parts = range(clean['first'], clean['first'] + clean['parts'])
+    kept, ids = {p: {} for p in parts}, {p: {} for p in parts}
     for d, i in found['ids']: ids[d >> 32][d & 0xffffffff] = f'{library(d).id}#{i}'
-    name = lambda k: ids[k >> 32].get(k & 0xffffffff) or library(k).id
-    for d, k in found['kept']: kept[d >> 32][d & 0xffffffff] = ('exact duplicate' if _exact(work, d) == _exact(work, k) else 'near duplicate', name(k))
-    tasks = [FinishTask(Part(work.path('finish'), i), Part(work.path('clean'), i), stages, kept[i], ids[i]) for i in range(n)]
+    name = lambda k: ids.get(k >> 32, {}).get(k & 0xffffffff) or library(k).id
+    same = lambda d, k: library.column(d, 'exact') == library.column(k, 'exact')
+    for d, k in found['kept']: kept[d >> 32][d & 0xffffffff] = ('exact duplicate' if same(d, k) else 'near duplicate', name(k))
+    tasks = [FinishTask(Part(work.path('finish'), p), Part(work.path('clean'), p), stages, kept[p], ids[p]) for p in parts]
     rows = run_tasks(work.executor, finish, tasks, 'finish')
-    _concatenate([t.part.path('jsonl') for t in tasks], work.out/'documents.jsonl')
+    (_repositories if work.settings.repositories else _concatenate)([t.part.path('jsonl') for t in tasks], work.out/'documents.jsonl')
     lengths = sum((Counter(r['lengths']) for r in rows), Counter())
     return dict(rows=_merge(rows), lengths={k: lengths[k] for k in sorted(lengths, key=int)}, peak_mb=max(r['peak_mb'] for r in rows))
-
-def _exact(work: Work, d: int) -> int: return _columns(str(Part(work.path('clean'), d >> 32).path('npz')))['exact'][d & 0xffffffff]
 
 def _concatenate(paths: Sequence[Path], to: Path) -> None:
     with replacing(to, 'wb') as out:
         for p in paths:
             with open(p, 'rb') as f: shutil.copyfileobj(f, out, 1 << 20)
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #f7cdbf86
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #8d5e7b2a
+def _repositories(paths: Sequence[Path], to: Path) -> None:
+    "Documents of packages without code as they are, then each package with code as one document"
+    from labkit.corpus.repository import concatenate
+    lines = lambda: (line for p in paths for line in open(p, 'rb'))
+    code = {d.source for d in map(_document, lines()) if is_code(d)}
+    with tempfile.TemporaryDirectory(dir=to.parent) as tmp, replacing(to, 'wb') as out:
+        place = {name: Path(tmp)/f'{i:06d}.jsonl' for i, name in enumerate(sorted(code))}
+        for line in lines():
+            if (name := _document(line).source) in place:
+                with open(place[name], 'ab') as f: f.write(line)
+            else: out.write(line)
+        for name, p in place.items(): out.write(_line(concatenate(map(_document, open(p, 'rb')), name)))
+
+def _document(line: bytes) -> Document: return Document(**json.loads(line))
+
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #309f1f50
 def _texts(work: Work, limit: float = float('inf')) -> Iterator[str]:
     "Texts of the clean documents, up to a number of characters"
     for d in read_documents(work.out/'documents.jsonl'):
@@ -491,7 +539,7 @@ def tokenizer_step(work: Work) -> dict:
     tok.save(work.out/'tokenizer')
     return dict(rows=[], vocab_size=tok.vocab_size, digest=tok.digest)
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #480551b9
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #8d377db7
 def is_valid(
     id: str,      # of a document
     share: float, # of the documents that validation gets
@@ -499,10 +547,10 @@ def is_valid(
     "Held out or not: the hash of the id decides, so a document never changes sides"
     return int.from_bytes(hashlib.sha256(f'valid {id}'.encode('utf-8', 'surrogatepass')).digest()[:4]) < share * 2**32
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #9d8bcc56
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #2103ea6b
 def _encoded(work: Work, tok: Tokenizer, valid: bool, tally: Tally, batch: int = 64) -> Iterator[list[int]]:
     "Ids of the documents on one side of the split, a batch at a time"
-    docs = (d for d in read_documents(work.out/'documents.jsonl') if is_valid(d.id, work.settings.valid_share) == valid)
+    docs = (d for d in read_documents(work.out/'documents.jsonl') if is_valid(d.id, work.settings.valid_share) == valid for _ in range(1 if valid else d.metadata.get('repeats', 1)))
     while group := [d.text for _, d in zip(range(batch), docs)]:
         for text, ids in zip(group, tok.encode_batch(group)): tally.n_in += 1; tally.bytes_in += size_of(text); yield ids
 
@@ -514,10 +562,10 @@ def shards_step(work: Work) -> dict:
         out[name] = dict(tokens=len(made), documents=made.n_documents)
     return dict(rows=[], **out, bytes_per_token=tally.bytes_in / max(1, sum(o['tokens'] for o in out.values())))
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #38c9c454
-STEPS = {'clean': (clean_step, ('max_files', 'max_mb', 'max_file_kb', 'docstrings', 'html', 'repair', 'normalize', 'chinese', 'languages', 'profile', 'bands', 'rows', 'batch_mb')),
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #7f453148
+STEPS = {'clean': (clean_step, ('max_files', 'max_mb', 'max_file_kb', 'docstrings', 'html', 'repair', 'normalize', 'chinese', 'languages', 'profile', 'bands', 'rows', 'batch_mb', 'against')),
          'dedup': (dedup_step, ('near', 'jaccard', 'keep')),
-         'finish': (finish_step, ('safety', 'quality', 'privacy', 'names', 'decontaminate')),
+         'finish': (finish_step, ('safety', 'quality', 'privacy', 'names', 'decontaminate', 'tiers', 'repositories')),
          'tokenizer': (tokenizer_step, ('vocab_size', 'tokenizer', 'tokenizer_mb')),
          'shards': (shards_step, ('valid_share',))} # each step, and the settings that decide its result
 
@@ -532,7 +580,7 @@ def fingerprints(
         out[step] = h.hexdigest()[:16]
     return out
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #badcc291
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #a0cd1b9f
 def _fresh(folder: Path, fingerprint: str) -> None:
     "Keep the parts of an unfinished step where they still fit, else begin anew"
     mark = folder/'fingerprint'
@@ -563,19 +611,32 @@ def _done(path: Path, fingerprint: str) -> dict | None:
     row = _json(path) if path.exists() else {}
     return row if row.get('fingerprint') == fingerprint else None
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #c0677990
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #7debd522
 def check(
     settings: CorpusSettings, # of the run
 ) -> None:
     "Say now what would only fail minutes later; raises `UserError`"
-    for name, low, high in (('max_files', 1, 1e9), ('max_mb', 0, 1e9), ('docstrings', 0, 1), ('jaccard', 0, 1), ('bands', 1, 1000), ('rows', 1, 1000), ('batch_mb', .01, 1e4),
+    for name, low, high in (('max_files', 1, 1e9), ('max_mb', 0, 1e9), ('docstrings', 0, 1), ('jaccard', 0, 1), ('bands', 1, 1000), ('rows', 1, 1000), ('batch_mb', .001, 1e4),
                             ('quality', 0, 1), ('vocab_size', 256 + len(SPECIAL), 2**31), ('valid_share', 0, .9)):
         value = getattr(settings, name)
         if not low <= value <= high: raise UserError(f'[corpus] {name} = {value}: expected a number from {low} to {high:g}')
     if settings.profile not in PROFILES: raise UserError(f"[corpus] profile = {settings.profile}: expected one of {', '.join(PROFILES)}")
     for f in settings.decontaminate:
         if not Path(f).is_file(): raise UserError(f'[corpus] decontaminate = {f}: no such file; expected JSONL files of evaluation items')
+    if settings.against: _check_earlier(settings)
     identify('a', settings.languages)
+
+def _check_earlier(s: CorpusSettings) -> None:
+    "The earlier run must be complete and made with the same signatures"
+    where = f'[corpus] against = {s.against}'
+    for step in ('clean', 'dedup'):
+        if not (s.against/'steps'/f'{step}.json').is_file(): raise UserError(f'{where}: no finished run of `labkit corpus` is there (steps/{step}.json is missing)')
+    if s.against.resolve() == s.out.resolve(): raise UserError(f'{where}: that is the folder of this run')
+    old = json.loads((s.against/'report.json').read_text())['settings'] if (s.against/'report.json').is_file() else {}
+    for name in ('bands', 'rows'):
+        if old.get(name, getattr(s, name)) != getattr(s, name): raise UserError(f'{where}: made with {name} = {old[name]}, and now {name} = {getattr(s, name)}; an index knows one kind of signature')
+
+def _shelves(s: CorpusSettings) -> tuple[tuple[int, Path], ...]: return tuple((n, Path(p)) for n, p in _json(s.against/'steps'/'clean.json')['shelves']) if s.against else ()
 
 def choose(
     settings: CorpusSettings, # of the run
@@ -587,9 +648,9 @@ def choose(
     if not sel.files: raise UserError(f'{len(files)} files found and none within the limits: max_files = {settings.max_files}, max_mb = {settings.max_mb}, max_file_kb = {settings.max_file_kb}')
     row = dict(step='select', n_in=len(files), n_out=len(sel.files), bytes_in=sum(f.bytes for f in files), bytes_out=sum(f.bytes for f in sel.files),
                why={k: n for k, n in {'over max_file_kb': sel.too_large, 'over max_files or max_mb': sel.over_budget}.items() if n})
-    return Work(settings, sel.files, row | dict(manifest=manifest(sel.files)), executor)
+    return Work(settings, sel.files, row | dict(manifest=manifest(sel.files)), executor, _shelves(settings))
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #d4808da1
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #5067b295
 def _lines(row: dict, before: bool) -> Iterator[str]:
     "A step in one line for each of its rows"
     for r in row['rows']: yield f"{r['step']:14}{r['n_in']:>9,} → {r['n_out']:>9,}  {human(r['bytes_in'], 'B'):>8} → {human(r['bytes_out'], 'B'):>8}"
@@ -600,7 +661,7 @@ def _nothing_left(row: dict) -> str:
     why = ', '.join(f'{k} ({n})' for k, n in list(row['why'].items())[:5]) or 'nothing came in'
     return f"step '{row['step']}' left none of {row['n_in']} documents: {why}"
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #33e36743
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #20f3e964
 def run_corpus(
     settings: CorpusSettings = CorpusSettings(), # what to read, how to judge it, where to write
     run: RunSettings = RunSettings(),            # what every stage shares (nothing here is random)
@@ -622,7 +683,7 @@ def run_corpus(
                 if not r['n_out']: raise UserError(_nothing_left(r))
     return write_report(work.out, asdict(settings), found, done)
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #0e59616f
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #0437e7bc
 class _Lazy:
     "Starts a run's executor when the first task comes, so that a run with nothing to do starts none"
     def __init__(self, work: Work): self.inner, self.open, work.executor = work.executor, False, self
@@ -632,7 +693,7 @@ class _Lazy:
         if not self.open and len(tasks): self.inner.__enter__(); self.open = True
         return self.inner.map(fn, tasks) if self.open else iter(())
 
-# %% ../../nbs/1_corpus/26_pipeline.ipynb #98643b0e
+# %% ../../nbs/1_corpus/26_pipeline.ipynb #ffeb7b6f
 def main(
     argv: Sequence[str] | None = None, # arguments (default: the process's)
 ) -> int: # exit status

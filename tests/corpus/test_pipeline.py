@@ -250,3 +250,36 @@ def test_repeated_ids(ids):
     again = repeated_ids(pairs[pairs[:, 0] != pairs[:, 1]])
     names = [f'{x}#{again[i]}' if i in again else str(x) for i, x in enumerate(ids)]
     assert len(set(names)) == len(names) and all(re.fullmatch(rf'{x}(#\d+)?', n) for x, n in zip(ids, names))
+
+def test_a_later_run_is_held_against_an_earlier_one(tmp_path):
+    text = {i: different(i) for i in range(6)}
+    def run(name, ids, against=None):
+        (tmp_path/f'{name}.jsonl').write_text('\n'.join(json.dumps(dict(id=f'{name}{i}', text=text[i] + (' and more' if name != 'a' else ''))) for i in ids))
+        s = CorpusSettings(inputs=(str(tmp_path/f'{name}.jsonl'),), out=tmp_path/name, profile='none', languages=pipeline.LANGUAGES, vocab_size=300, valid_share=0., executor='one', batch_mb=.005, against=against)
+        run_corpus(s, say=quiet)
+        return [d.id for d in read_documents(tmp_path/name/'documents.jsonl')]
+    assert run('a', [0, 1, 2]) == ['a0', 'a1', 'a2']
+    assert run('b', [1, 3, 2, 4], tmp_path/'a') == ['b3', 'b4']
+    assert {r['id']: r['kept'] for r in rows(tmp_path/'b'/'fallen.jsonl')} == {'b1': 'a1', 'b2': 'a2'}
+    assert run('c', [0, 4, 5], tmp_path/'b') == ['c5'], 'and a third against both'
+    with pytest.raises(UserError, match='no finished run'): run_corpus(replace(SMALL, against=tmp_path/'nothing', out=tmp_path/'x'), say=quiet)
+    with pytest.raises(UserError, match='bands = 14, and now bands = 5'): run_corpus(replace(SMALL, against=tmp_path/'a', out=tmp_path/'x', bands=5), say=quiet)
+
+@pytest.mark.slow
+def test_every_stage_at_once(small):
+    items = small.out.parent/'items.jsonl'
+    items.write_text(json.dumps(dict(id='q1', question='Which of these words is the name of a harbour that nobody in the story of the ferry has seen?')))
+    report = run_corpus(replace(small, safety=True, quality=.05, tiers=True, repositories=True, decontaminate=(str(items),), names=True, max_mb=1.), say=quiet)
+    steps = {r['step']: r for r in report['steps']}
+    assert {'safety', 'quality', 'code', 'decontaminate', 'privacy'} <= set(steps)
+    docs = list(read_documents(small.out/'documents.jsonl'))
+    repo = next(d for d in docs if d.id == 'numpy')
+    assert repo.metadata['kind'] == 'repository' and len(repo.metadata['files']) > 3 and '```python' in repo.text
+    assert all(set(d.metadata['quality']) and set(d.metadata['safety']) for d in docs if d.metadata.get('kind') in ('html', 'text', 'rst'))
+    assert '<svg' in (small.out/'report.html').read_text()
+
+def test_high_tier_code_is_read_twice_and_the_low_falls(small):
+    run_corpus(replace(small, tiers=True, max_mb=1., valid_share=0.), say=quiet)
+    docs = list(read_documents(small.out/'documents.jsonl'))
+    assert {d.metadata['tier'] for d in docs if d.metadata.get('kind') == 'python'} <= {'high', 'moderate'}
+    assert Shards(small.out/'train').n_documents == sum(d.metadata.get('repeats', 1) for d in docs) > len(docs)
