@@ -185,7 +185,7 @@ def plot_margins(
     ax.axvline(0, color='.3', lw=.8); ax.invert_yaxis(); ax.set(xlabel='margin, as a share of the threshold; the document\'s value at the right', xlim=(-1, 1.18)); ax.tick_params(axis='y', labelsize=8)
     return ax
 
-# %% ../../nbs/1_corpus/05_rules.ipynb #e6af89d8
+# %% ../../nbs/1_corpus/05_rules.ipynb #f54e81d9
 def borderline(
     measured: Sequence[dict], # signals of each document
     rules: Sequence[Rule],    # rules to hold them against
@@ -194,6 +194,7 @@ def borderline(
     seed: int = 0,            # of the choice
 ) -> list[tuple[int, Verdict]]: # which document, and the verdict that decides over it
     "A sample of documents that a slightly different threshold would decide otherwise: their worst margin is near zero, on either side; the rules that decide take turns"
+    rules = [r for r in rules if r.high != 0] # what must not occur at all has no neighbourhood
     m = margins(matrix(measured, rules), rules)
     worst = m.argmin(axis=1) if m.size else np.zeros(0, int)
     near = [(int(worst[i]), i) for i in np.random.default_rng(seed).permutation(len(m)) if m.size and abs(m[i].min()) <= within]
@@ -201,7 +202,7 @@ def borderline(
     order = sorted(near, key=lambda x: (turns.update([x[0]]), turns[x[0]])[1])
     return [(int(i), judge(rules[r], measured[i][rules[r].signal])) for r, i in order[:n]]
 
-# %% ../../nbs/1_corpus/05_rules.ipynb #de8a1a59
+# %% ../../nbs/1_corpus/05_rules.ipynb #21205de6
 def sweep(
     values: np.ndarray,     # (N,) a signal of each document
     thresholds: np.ndarray, # (T,) thresholds to try
@@ -222,7 +223,7 @@ def plot_sweep(
     import matplotlib.pyplot as plt
     if ax is None: _, ax = plt.subplots(figsize=(3, 2.6))
     at, low = (rule.low, True) if rule.low is not None else (rule.high, False)
-    thresholds = np.linspace(0, 2 * at or 1, 201)
+    thresholds = np.linspace(0, min(2 * at, 1) if 0 < at < 1 else 2 * at or 1, 201) # a share ends at 1
     ax.plot(thresholds, sweep(np.array([m[rule.signal] for m in measured]), thresholds, low)); ax.axvline(at, color=COLORS[3], ls='--')
     ax.set(xlabel=f'threshold of {rule.signal}', ylim=(0, 1))
     return ax
