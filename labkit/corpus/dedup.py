@@ -10,7 +10,7 @@ __all__ = ['ALONE', 'BASE', 'ODD1', 'ODD2', 'AT', 'ROLL', 'WORDS', 'KEY1', 'KEY2
            'band_keys', 'buckets', 'candidates', 'UnionFind', 'Recent', 'Found', 'Judge', 'bucket_pairs', 'Clusters',
            'cluster', 'PairScores', 'pair_scores', 'worth', 'keep_one']
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #4b4af867
+# %% ../../nbs/1_corpus/10_dedup.ipynb #c71e8f90
 import functools, math, re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ from ..core.settings import UserError
 from .documents import Document
 from .signals import Words, cut, mix
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #682e7d2c
+# %% ../../nbs/1_corpus/10_dedup.ipynb #b2390e3d
 ALONE = 2 # a character that is a word by itself; 1: part of a word; 0: of none
 
 @functools.cache
@@ -33,7 +33,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
     kind[[i for i, c in enumerate(chars) if c.isspace()]] = 3
     return kind, np.array([ord(l) if len(l := c.lower()) == 1 else ord(c) for c in chars], np.uint32)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #e1023d84
+# %% ../../nbs/1_corpus/10_dedup.ipynb #6cd2c122
 @njit(inline='always')
 def _char(raw, i):
     "Code point at byte i of valid UTF-8, and its length in bytes"
@@ -56,7 +56,7 @@ def _kind(c, kind):
     "Class of a character; beyond the tables only the ideographs of planes 2 and 3 are words"
     return kind[c] if c < 65536 else uint64(ALONE) if 0x20000 <= c < 0x40000 else uint64(0)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #ea13474d
+# %% ../../nbs/1_corpus/10_dedup.ipynb #00978488
 BASE = uint64(0x9e3779b97f4a7c15)                                  # of the rolling hash over words; odd
 ODD1, ODD2 = uint64(0xa0761d6478bd642f), uint64(0xe7037ed1a0b428db) # of the two halves of the exact key; odd numbers without a pattern
 AT, ROLL, WORDS, KEY1, KEY2, TOKENS, BLANK, SLOTS = range(8)       # places in the state of a walk, and their number
@@ -90,7 +90,7 @@ def _walk(raw, kind, lower, drop, ring, state, x):
     if i >= size and 0 < words < n and fill < len(x): x[fill] = _mix(state[ROLL]); fill += 1 # shorter than n words: one shingle, all of it
     return fill
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #6d18a76d
+# %% ../../nbs/1_corpus/10_dedup.ipynb #d91478a9
 def _blocks(
     text: str, # a document
     n: int,    # words in a shingle
@@ -110,7 +110,7 @@ def exact_key(
     for _ in _blocks(text, 1, state): pass
     return state[[KEY1, KEY2]].tobytes()
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #c1d1ceec
+# %% ../../nbs/1_corpus/10_dedup.ipynb #86692497
 def exact_copies(
     keys: Sequence[bytes], # (N,) `exact_key` of each document
 ) -> np.ndarray: # (N,) index of the first document with the same key: its own where it is the first
@@ -118,7 +118,7 @@ def exact_copies(
     first = {}
     return np.array([first.setdefault(k, i) for i, k in enumerate(keys)], np.int64)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #4d4033e2
+# %% ../../nbs/1_corpus/10_dedup.ipynb #b0ff07ed
 def shingles(
     text: str | Words, # a document (of `Words`, the text)
     n: int = 5,        # words in a shingle
@@ -145,7 +145,7 @@ def jaccard(
     both = _common(a, b)
     return both / max(1, len(a) + len(b) - both)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #991e9d17
+# %% ../../nbs/1_corpus/10_dedup.ipynb #22694692
 @dataclass(frozen=True)
 class MinHash:
     "Signatures of `bands` × `rows` numbers, of which two texts share the share that their shingles do"
@@ -166,7 +166,7 @@ class MinHash:
         "Probability that a pair of Jaccard similarity s shares at least one band: 1 - (1 - s^rows)^bands"
         return 1 - (1 - s ** self.rows) ** self.bands
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #a3f859d8
+# %% ../../nbs/1_corpus/10_dedup.ipynb #d6d3ff8b
 @njit(cache=True, nogil=True)
 def _least(x, a, b, out):
     "Lower out (size,) to the least value of each hash function over the 32-bit x (B,)"
@@ -188,7 +188,7 @@ def signature(
     "The least value of each hash function over the shingles"
     return _lower(s, mh, np.full(mh.size, 2**32 - 1, np.uint32))
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #59a6594b
+# %% ../../nbs/1_corpus/10_dedup.ipynb #47bf82a4
 def sign(
     text: str,               # a document
     mh: MinHash = MinHash(), # the signature's size and hash functions
@@ -199,7 +199,7 @@ def sign(
     for x in _blocks(text, n, state): _lower(x, mh, out)
     return state[[KEY1, KEY2]].tobytes(), out
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #9d44d2b6
+# %% ../../nbs/1_corpus/10_dedup.ipynb #f1252ea0
 def choose(
     threshold: float,    # Jaccard similarity from which two texts are the same
     recall: float = .92, # probability that a pair just at the threshold is found
@@ -210,7 +210,7 @@ def choose(
     if not fits: raise UserError(f'no bands of {size} numbers find a pair of similarity {threshold} with probability {recall}; give more numbers or ask for less')
     return max(fits, key=lambda mh: mh.rows)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #08760511
+# %% ../../nbs/1_corpus/10_dedup.ipynb #31ae9031
 def row_hashes(
     band: np.ndarray, # (N, rows) part of the signatures
     salt: int = 0,    # another number for each band, so that keys of different bands do not meet
@@ -264,7 +264,7 @@ class UnionFind:
         a, b = self.find(i), self.find(j)
         self.parent[max(a, b)] = min(a, b)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #377a19f7
+# %% ../../nbs/1_corpus/10_dedup.ipynb #34245322
 class Recent:
     "Shingles asked for lately, up to some room: buckets ask for the same texts again and again"
     def __init__(self,
@@ -286,7 +286,7 @@ class Found:
     compared: int = 0  # pairs whose true similarity was computed
     cut_short: int = 0 # texts that were not compared with everything in a bucket
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #de99db8a
+# %% ../../nbs/1_corpus/10_dedup.ipynb #2450a3b6
 class Judge:
     "Are two texts the same? Answers are remembered, up to some room"
     def __init__(self,
@@ -309,7 +309,7 @@ class Judge:
         "An order in which near-copies stand beside each other: by their least shingles"
         return sorted(docs, key=lambda i: (self.of(i)[:8].tolist(), i))
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #b71a5041
+# %% ../../nbs/1_corpus/10_dedup.ipynb #5447413f
 def _place(item: list[int], groups: list[list[int]], same: Judge, limit: float, since: int) -> tuple[list, bool]:
     "Compare an item with the groups of a bucket, latest first, and join it to those it is like; the pairs, and whether the limit came first"
     mine, misses, edges, tried = list(item), [], [], 0
@@ -341,7 +341,7 @@ def bucket_pairs(
         edges += more; short += cut_short
     return edges, short
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #9a064626
+# %% ../../nbs/1_corpus/10_dedup.ipynb #30a6673a
 @dataclass(frozen=True)
 class Clusters:
     "Near-duplicates as they were found"
@@ -350,7 +350,7 @@ class Clusters:
     confirmed: int      # of these, pairs whose Jaccard similarity reached the threshold
     cut_short: int = 0  # texts that a large bucket did not compare with all of its own
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #a7a19570
+# %% ../../nbs/1_corpus/10_dedup.ipynb #72f63680
 def cluster(
     sigs: np.ndarray,                    # (N, bands·rows) signatures
     shingles_of: Callable[[int], np.ndarray], # shingles of text i, asked for candidates only
@@ -366,7 +366,7 @@ def cluster(
         short += cut_short
     return Clusters(np.array([uf.find(i) for i in range(len(sigs))], np.int64), same.compared, same.confirmed, short)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #3a806065
+# %% ../../nbs/1_corpus/10_dedup.ipynb #1103fbbd
 @dataclass(frozen=True)
 class PairScores:
     "How well clusters agree with true ones, over pairs of texts"
@@ -389,7 +389,7 @@ def pair_scores(
     p, r = both / joined if joined else 1., both / real if real else 1.
     return PairScores(p, r, 2 * p * r / (p + r) if p + r else 0.)
 
-# %% ../../nbs/1_corpus/10_dedup.ipynb #ddd78d42
+# %% ../../nbs/1_corpus/10_dedup.ipynb #d05d0a4f
 KEEP = ('longest', 'newest', 'best')
 DATE = re.compile(r'\d{4}(-\d\d(-\d\d([T ].*)?)?)?')
 

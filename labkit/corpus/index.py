@@ -8,7 +8,7 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/index.html.md"""
 __all__ = ['MAGIC', 'HEAD', 'part_path', 'write_bands', 'parts', 'read_partition', 'Joined', 'bucket_edges', 'unique_edges',
            'large_star', 'small_star', 'scatter', 'star_rounds', 'components', 'labels', 'BandIndex']
 
-# %% ../../nbs/1_corpus/12_index.ipynb #3388af6b
+# %% ../../nbs/1_corpus/12_index.ipynb #ca23dc13
 import json, struct, zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from ..core.settings import UserError
 from .dedup import Found, Judge, MinHash, band_keys, bucket_pairs, buckets
 from .signals import mix
 
-# %% ../../nbs/1_corpus/12_index.ipynb #a064e60a
+# %% ../../nbs/1_corpus/12_index.ipynb #0c942352
 MAGIC = b'labkitB1'
 HEAD = struct.Struct('<8sQQQ') # magic, partitions, stamp, entries; then partitions + 1 offsets, partitions checksums, and the checksum of all this; 64 bits each
 
@@ -65,7 +65,7 @@ def write_bands(
 
 def _shift(partitions: int) -> np.uint64: return np.uint64(64 - (partitions - 1).bit_length())
 
-# %% ../../nbs/1_corpus/12_index.ipynb #56d616a9
+# %% ../../nbs/1_corpus/12_index.ipynb #e44994b0
 @dataclass(frozen=True)
 class _Part:
     "What the header of a part says"
@@ -120,7 +120,7 @@ def read_partition(
     keys, docs = zip(*(_slice(p, partition) for p in found))
     return _sorted(np.concatenate(keys), np.concatenate(docs))
 
-# %% ../../nbs/1_corpus/12_index.ipynb #d734f856
+# %% ../../nbs/1_corpus/12_index.ipynb #5aa26afd
 class Joined:
     "Groups that grow, over documents with any numbers; a group is named by its least document"
     def __init__(self,
@@ -162,7 +162,7 @@ def unique_edges(
     e = np.stack([e.max(axis=1), e.min(axis=1)], axis=1)[e[:, 0] != e[:, 1]] if len(e) else e.reshape(0, 2)
     return np.unique(e, axis=0)
 
-# %% ../../nbs/1_corpus/12_index.ipynb #c6f754d2
+# %% ../../nbs/1_corpus/12_index.ipynb #d9e4a54d
 def _least_of(e: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Sort directed edges (E, 2) by document and neighbour; the edges, and for each the least of its document and all its neighbours"
     e = e[np.lexsort((e[:, 1], e[:, 0]))]
@@ -185,7 +185,7 @@ def small_star(
     e, least = _least_of(e)
     return unique_edges(np.concatenate([np.stack([e[:, 1], least], axis=1), np.stack([e[:, 0], least], axis=1)]))
 
-# %% ../../nbs/1_corpus/12_index.ipynb #787a3cfe
+# %% ../../nbs/1_corpus/12_index.ipynb #35ac6ec9
 def scatter(
     e: np.ndarray,   # (E, 2) edges
     partitions: int, # number of partitions
@@ -235,7 +235,7 @@ def labels(
     at = np.minimum(np.searchsorted(found[:, 0], docs), len(found) - 1)
     return np.where(found[at, 0] == docs, found[at, 1], docs)
 
-# %% ../../nbs/1_corpus/12_index.ipynb #d55f3dc2
+# %% ../../nbs/1_corpus/12_index.ipynb #ed945e45
 @dataclass(frozen=True)
 class BandIndex:
     "A folder of parts, all made with the same bands"

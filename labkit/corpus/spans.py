@@ -8,7 +8,7 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/spans.html.md"""
 __all__ = ['pieces', 'later_copies', 'cut_spans', 'drop_copies', 'runs', 'stood_before', 'mark', 'fingerprints', 'occur_twice',
            'repeated_words', 'word_spans', 'repeated_spans', 'word_vectors', 'unit', 'k_means', 'semantic_clusters']
 
-# %% ../../nbs/1_corpus/11_spans.ipynb #5ece24ef
+# %% ../../nbs/1_corpus/11_spans.ipynb #64dce74a
 from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numba import njit, uint64
@@ -16,7 +16,7 @@ from ..core.settings import UserError
 from .dedup import BASE, UnionFind, _mix, exact_key, shingles
 from .signals import Words, cut
 
-# %% ../../nbs/1_corpus/11_spans.ipynb #1f599d24
+# %% ../../nbs/1_corpus/11_spans.ipynb #55152474
 def pieces(
     text: str,       # a document
     sep: str = '\n', # what stands between pieces: '\n' for lines, '\n\n' for paragraphs
@@ -59,7 +59,7 @@ def drop_copies(
     drop = np.split(later_copies(np.concatenate([k for _, k in found]) if found else np.zeros(0, np.uint64), times), np.cumsum([len(k) for _, k in found]))
     return [cut_spans(t, np.minimum(span[d] + [0, len(sep)], len(t))) for t, (span, _), d in zip(texts, found, drop)]
 
-# %% ../../nbs/1_corpus/11_spans.ipynb #92fe7a9d
+# %% ../../nbs/1_corpus/11_spans.ipynb #e831ff7d
 @njit(cache=True, nogil=True)
 def _roll(h, n, drop):
     "Hash of every run of n words, (max(0, W-n+1),)"
@@ -101,7 +101,7 @@ def mark(
     np.add.at(change, at, 1); np.add.at(change, at + n, -1)
     return np.cumsum(change[:-1]) > 0
 
-# %% ../../nbs/1_corpus/11_spans.ipynb #ac114546
+# %% ../../nbs/1_corpus/11_spans.ipynb #1faf54dc
 @njit(cache=True, nogil=True)
 def _winnow(k, w):
     "For each window of w hashes the place of its least one, the last among equals, (max(0, R-w+1),)"
@@ -127,7 +127,7 @@ def fingerprints(
     places, chosen = np.unique(_winnow(k, w), return_inverse=True)
     return chosen, k[places], places
 
-# %% ../../nbs/1_corpus/11_spans.ipynb #fe7a65de
+# %% ../../nbs/1_corpus/11_spans.ipynb #c21c38bb
 def occur_twice(
     keys: Iterable[np.ndarray], # fingerprints of documents, or of parts of a corpus
 ) -> np.ndarray: # ascending
@@ -155,7 +155,7 @@ def repeated_words(
     again = np.split(stood_before(np.concatenate([np.zeros(0, np.uint64), *keys]), places, n), np.cumsum([len(a) for a in at]))
     return [mark(a[x], n, len(h)) for a, x, h in zip(at, again, hashes)]
 
-# %% ../../nbs/1_corpus/11_spans.ipynb #f120bc7a
+# %% ../../nbs/1_corpus/11_spans.ipynb #026e115e
 def word_spans(
     marks: np.ndarray, # (W,) True for the words of a span
     w: Words,          # the text as `signals.cut` cut it
@@ -172,7 +172,7 @@ def repeated_spans(
     words = [cut(t) for t in texts]
     return [word_spans(m, w) for m, w in zip(repeated_words([w.hash for w in words], n), words)]
 
-# %% ../../nbs/1_corpus/11_spans.ipynb #b283f14b
+# %% ../../nbs/1_corpus/11_spans.ipynb #a48105a5
 def word_vectors(
     texts: Sequence[str], # documents
     dim: int = 128,       # numbers in a vector
@@ -197,7 +197,7 @@ def unit(
     "Vectors of length 1; a zero vector stays"
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
-# %% ../../nbs/1_corpus/11_spans.ipynb #77ac3e9c
+# %% ../../nbs/1_corpus/11_spans.ipynb #41420bcf
 def k_means(
     x: np.ndarray,    # (N, D) of length 1
     k: int,           # clusters
