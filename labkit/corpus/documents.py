@@ -111,42 +111,70 @@ def _unpack_errors(path: Path) -> tuple[type[Exception], ...]:
     zst = (optional('zstandard', 'a .zst file').ZstdError,) if path.suffix == '.zst' else ()
     return EOFError, gzip.BadGzipFile, zlib.error, *zst
 
-# %% ../../nbs/1_corpus/01_documents.ipynb #139be699
-def _last_bytes(path: Path, given: int) -> tuple[bytes, Exception | None]:
-    "What can still be unpacked behind `given` bytes, and what stops it"
-    got = bytearray()
-    with _opened(path) as f:
-        while given: given -= len(f.read(min(given, PIECE)))
+# %% ../../nbs/1_corpus/01_documents.ipynb #667e9031
+def _last_of_gz(path: Path) -> Iterator[bytes]:
+    "A damaged gzip file in small pieces, up to the very byte where it breaks"
+    d = zlib.decompressobj(31)
+    with open(path, 'rb') as f:
+        while raw := f.read(1 << 12):
+            while raw:
+                before = d.copy()
+                try: yield d.decompress(raw)
+                except zlib.error: break
+                raw, d = (d.unused_data, zlib.decompressobj(31)) if d.eof else (b'', d)
+            if raw: break
         try:
-            while b := f.read(1): got += b
-        except _unpack_errors(path) as e: return bytes(got), e
-    return bytes(got), None
+            for b in raw: yield before.decompress(bytes((b,))) # one compressed byte gives at most 2 kB
+        except zlib.error: pass
 
-# %% ../../nbs/1_corpus/01_documents.ipynb #ef11f6cb
+def _last_of_zst(path: Path) -> Iterator[bytes]:
+    "The same for .zst, whose reader loses nothing when it is asked for single bytes"
+    with _opened(path) as f:
+        try:
+            while b := f.read(1): yield b
+        except _unpack_errors(path): pass
+
+# %% ../../nbs/1_corpus/01_documents.ipynb #dd80af25
+def _behind(pieces: Iterable[bytes], given: int) -> Iterator[bytes]:
+    "What a stream holds behind its first bytes"
+    for p in pieces:
+        if len(p) > given: yield p[given:]
+        given = max(0, given - len(p))
+
+# %% ../../nbs/1_corpus/01_documents.ipynb #1e33ab74
 def _pieces(path: Path) -> Iterator[bytes]:
     "A file, unpacked, in pieces; where it is damaged everything before comes out, then `ValueError`"
     given = 0
     try:
         with _opened(path) as f:
             while piece := f.read(PIECE): given += len(piece); yield piece
-        if path.suffix != '.zst' or not given or _whole_zst(path): return
+        if path.suffix != '.zst' or _whole_zst(path): return
         why = 'the last frame has no end'
-    except _unpack_errors(path):
-        rest, why = _last_bytes(path, given); given += len(rest)
-        yield rest
+    except _unpack_errors(path) as e:
+        why = e
+        if path.suffix == '.gz': yield from _behind(_last_of_gz(path), given)
+        else: yield b''.join(_behind(_last_of_zst(path), given))
     raise ValueError(f'the compressed file breaks off here: {why}') from None
 
-# %% ../../nbs/1_corpus/01_documents.ipynb #ead8ebd6
+# %% ../../nbs/1_corpus/01_documents.ipynb #501eb167
+def _frame_end(f, at: int) -> int:
+    "Where the zstandard frame that begins at a place ends"
+    zstd = optional('zstandard', 'a .zst file')
+    f.seek(at); head = f.read(18)
+    if len(head) > 8 and head[1:4] == b'\x2a\x4d\x18' and head[0] & 0xF0 == 0x50: return at + 8 + int.from_bytes(head[4:8], 'little') # a frame to be skipped
+    at, block = at + zstd.frame_header_size(head), 0
+    while not block & 1:
+        f.seek(at); raw = f.read(3)
+        if len(raw) < 3: return at + 3
+        block = int.from_bytes(raw, 'little'); at += 3 + (1 if block >> 1 & 3 == 1 else block >> 3) # type 1 is one byte, repeated
+    return at + 4 * zstd.get_frame_parameters(head).has_checksum
+
 def _whole_zst(path: Path) -> bool:
     "Whether the last frame of a .zst file has its end"
-    zstd, d = optional('zstandard', 'a .zst file'), None
+    at, size = 0, path.stat().st_size
     with open(path, 'rb') as f:
-        while raw := f.read(1 << 14):
-            while raw:
-                d = d or zstd.ZstdDecompressor().decompressobj()
-                d.decompress(raw)
-                raw, d = (d.unused_data, None) if d.eof else (b'', d)
-    return d is None
+        while at < size: at = _frame_end(f, at)
+    return at == size
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #5d0c7f1d
 def _range(path: Path, start: int) -> Iterator[bytes]:
@@ -203,7 +231,7 @@ def from_columns(
     if isinstance(meta := row.get('metadata'), str): row['metadata'] = json.loads(meta) if meta else {}
     return {k: v for k, v in row.items() if v is not None}
 
-# %% ../../nbs/1_corpus/01_documents.ipynb #ffbf7bda
+# %% ../../nbs/1_corpus/01_documents.ipynb #4dba7fae
 def _next_member(path: Path, at: int) -> int | None:
     "Where the next gzip member begins, or None"
     with open(path, 'rb') as f:
@@ -212,24 +240,58 @@ def _next_member(path: Path, at: int) -> int | None:
             if (i := (tail + piece).find(b'\x1f\x8b\x08')) >= 0: return at + i - len(tail)
             at += len(piece); tail = piece[-2:]
 
-# %% ../../nbs/1_corpus/01_documents.ipynb #45ca5849
-def _records(path: Path, bad: Callable) -> Iterator[tuple[int, object]]:
-    "WARC records with their offset; after a broken one it goes on at the next that can be found"
-    warc, at = optional('fastwarc.warc', 'a WARC file'), 0
-    kinds = warc.WarcRecordType.response | warc.WarcRecordType.conversion
-    while at is not None:
-        last = at
-        with open(path, 'rb') as f:
-            f.seek(at)
-            try:
-                for rec in warc.ArchiveIterator(f, record_types=kinds, parse_http=False): last = at + rec.stream_pos; yield last, rec
-                return
-            except (OSError, ValueError) as e: bad(f'a broken record: {e}', 0, last)
-        at = _next_member(path, last + 1) if path.suffix == '.gz' else None
+def _member(path: Path, at: int, limit: int) -> tuple[bytes, int]:
+    "One gzip member, unpacked, and where it ends; raises `ValueError`"
+    d, out = zlib.decompressobj(31), []
+    with open(path, 'rb') as f:
+        f.seek(at)
+        try:
+            while not d.eof:
+                if not (raw := f.read(1 << 14)): raise ValueError('the file breaks off here')
+                out.append(d.decompress(raw)); limit -= len(out[-1])
+                if limit < 0: raise ValueError('a record above the limit')
+        except zlib.error as e: raise ValueError(str(e)) from None
+        return b''.join(out), f.tell() - len(d.unused_data)
 
-# %% ../../nbs/1_corpus/01_documents.ipynb #79438619
+# %% ../../nbs/1_corpus/01_documents.ipynb #97ffa70c
+def _by_member(path: Path, at: int | None, bad: Callable, limit: int, kinds) -> Iterator[tuple[int, object]]:
+    "WARC records from a place on, one gzip member at a time"
+    warc = optional('fastwarc.warc', 'a WARC file')
+    while at is not None:
+        try: data, end = _member(path, at, limit + PIECE)
+        except ValueError as e: bad(f'a broken record: {e}', 0, at); at = _next_member(path, at + 1); continue
+        try: yield from ((at, rec) for rec in warc.ArchiveIterator(io.BytesIO(data), record_types=kinds, parse_http=False))
+        except (OSError, ValueError) as e: bad(f'a broken record: {e}', 0, at)
+        at = _next_member(path, end)
+
+# %% ../../nbs/1_corpus/01_documents.ipynb #c2a98508
+def _records(path: Path, bad: Callable, limit: int) -> Iterator[tuple[int, object]]:
+    "WARC records with their offset; what comes behind a broken one is read too"
+    warc, last, size = optional('fastwarc.warc', 'a WARC file'), -1, path.stat().st_size
+    kinds = warc.WarcRecordType.response | warc.WarcRecordType.conversion
+    try:
+        for rec in warc.ArchiveIterator(str(path), record_types=kinds, parse_http=False, fsspec_args=False): last = rec.stream_pos; yield last, rec
+        if path.suffix == '.warc' and size and not _ends_well(path): bad('the file breaks off here', 0, size)
+    except (OSError, ValueError) as e:
+        if path.suffix != '.gz': bad(f'a broken record: {e}', 0, max(last, 0))
+    if path.suffix == '.gz': yield from _rest(path, last, bad, limit, kinds)
+
+def _rest(path: Path, last: int, bad: Callable, limit: int, kinds) -> Iterator[tuple[int, object]]:
+    "Records behind the last one that was given, if there is anything behind it"
+    try: end = _member(path, last, limit + PIECE)[1] if last >= 0 else 0
+    except ValueError: end = last + 1 # this one was reported when it was read
+    if end >= path.stat().st_size: return
+    if (at := _next_member(path, end)) is None: bad('the file breaks off here', 0, end)
+    yield from _by_member(path, at, bad, limit, kinds)
+
+def _ends_well(path: Path) -> bool:
+    "Whether a WARC file ends as each record does, with two empty lines"
+    with open(path, 'rb') as f: f.seek(-4, 2); return f.read() == b'\r\n\r\n'
+
+# %% ../../nbs/1_corpus/01_documents.ipynb #ef0da609
 def _body(rec, limit: int) -> bytes:
     "A record's content, whole and bounded; raises `ValueError`"
+    if 'Content-Length' not in rec.headers: raise ValueError('the record breaks off in its header')
     size = rec.content_length
     if size > limit: raise ValueError(f'a record of {size:,} bytes; the limit is {limit:,}')
     rec.freeze()
@@ -240,7 +302,7 @@ def _body(rec, limit: int) -> bytes:
     if len(body) > limit: raise ValueError(f'a page that unpacks to more than {limit:,} bytes')
     return body
 
-# %% ../../nbs/1_corpus/01_documents.ipynb #49875955
+# %% ../../nbs/1_corpus/01_documents.ipynb #29a74937
 META_CHARSET = rb'(?i)<meta[^>]{0,200}?charset\s*=\s*["\']?\s*([-\w.]+)'
 MIME = {'text/html': 'html', 'application/xhtml+xml': 'html', 'text/plain': 'text', 'text/markdown': 'markdown'}
 
@@ -254,14 +316,14 @@ def _page(rec, limit: int) -> Document:
     try: text = body.decode(charset)
     except LookupError: raise ValueError(f'unknown encoding {charset}') from None
     except UnicodeDecodeError as e: raise ValueError(f'not valid {charset} at byte {e.start} of the page') from None
-    return Document(text, rec.record_id.strip('<>') or text_id(text), url, metadata=dict(kind=MIME[mime], date=rec.headers.get('WARC-Date', '')))
+    return Document(text, (rec.record_id or '').strip('<>') or text_id(text), url, metadata=dict(kind=MIME[mime], date=rec.headers.get('WARC-Date', '')))
 
-# %% ../../nbs/1_corpus/01_documents.ipynb #d789ca18
+# %% ../../nbs/1_corpus/01_documents.ipynb #acb83759
 def _warc(path: Path, bad: Callable, limit: int) -> Iterator[Document]:
     "Pages of a WARC file"
-    for at, rec in _records(path, bad):
+    for at, rec in _records(path, bad, limit):
         try: doc = _page(rec, limit)
-        except ValueError as e: bad(str(e), 0, at); continue
+        except (ValueError, OSError) as e: bad(str(e), 0, at); continue
         yield doc
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #f650e675

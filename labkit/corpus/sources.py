@@ -119,11 +119,11 @@ def reviews() -> Iterator[Document]:
         for n, line in enumerate(_data_file('reviews', label).read_text('utf-8').splitlines(), 1):
             if line.strip(): yield _of('reviews', line.strip(), f'review:{label}:{n}', label=label)
 
-# %% ../../nbs/1_corpus/02_sources.ipynb #0b40ce31
+# %% ../../nbs/1_corpus/02_sources.ipynb #92023fb7
 def verses(
     version: str = 'kjv', # kjv, ukjv, asv or web
 ) -> Iterator[Document]:
-    "31,102 verses of one translation; the number in `metadata['verse']` (book · chapter · verse: 1001001) is the same in all of them"
+    "31,102 verses of one translation; the number in `metadata['verse']` (book · chapter · verse: 1001001) is the same in all of them, but for three verses of Romans 16 that the World English Bible has in chapter 14"
     if version not in BIBLES: raise UserError(f"no translation {version!r}; expected {', '.join(BIBLES)}")
     tree = ast.parse(_data_file(version).read_text('utf-8'))
     text, starts, ends = (ast.literal_eval(a) for a in next(n.value for n in tree.body if isinstance(n, ast.Assign)).args[1:4])
