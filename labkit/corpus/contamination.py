@@ -8,23 +8,24 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/contamination.html.md"""
 __all__ = ['LABELS', 'N', 'SHORT', 'LINE', 'NOTHING', 'Item', 'read_items', 'Contamination', 'Hit', 'frequent', 'decontaminate',
            'ItemReport', 'by_item']
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #984eadae
+# %% ../../nbs/1_corpus/20_contamination.ipynb #90a71175
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
+from numba import njit
 from ..core.files import read_jsonl
 from .signals import BASE, Words, cut
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #66aa2f81
+# %% ../../nbs/1_corpus/20_contamination.ipynb #db74c84c
 @dataclass(frozen=True)
 class Item:
     "A question of an evaluation set, in the parts that may leak one by one"
     id: str                 # unique among all items
     parts: tuple[str, ...]  # passage, question, options, solution…
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #21533b9f
+# %% ../../nbs/1_corpus/20_contamination.ipynb #adcc7662
 LABELS = ('id', 'task_id', 'language', 'split', 'topic', 'entry_point', 'source') # fields that name an item and are no text of it
 
 def read_items(
@@ -37,7 +38,7 @@ def read_items(
         parts = tuple(v for k, v in row.items() if isinstance(v, str) and (k in fields if fields else k not in LABELS))
         yield Item(str(row.get('id') or row.get('task_id') or f'{name}:{n}'), parts)
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #e1d84b3e
+# %% ../../nbs/1_corpus/20_contamination.ipynb #093b7356
 N, SHORT, LINE = 13, 8, 5 # words in a gram; least of a part that is looked for anywhere (both: Brown et al. 2020, appendix C); least of one that must be a line
 
 def _runs(h: np.ndarray, sizes: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -51,7 +52,7 @@ def _grams(h: np.ndarray, n: int) -> np.ndarray:
     "Hashes that betray a part: its n-grams, or the whole of it where it is shorter"
     return np.unique(next(_runs(h, [min(n, max(1, len(h)))]))[1])
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #39689c4d
+# %% ../../nbs/1_corpus/20_contamination.ipynb #95f7931d
 class Contamination:
     "Finds the items of evaluation sets in documents; can be pickled"
     def __init__(self,
@@ -71,20 +72,23 @@ class Contamination:
         able = {i for i, _, h in self.parts if len(h) >= self.line}
         return [name for i, name in enumerate(self.ids) if i not in able]
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #0b1afc74
+# %% ../../nbs/1_corpus/20_contamination.ipynb #e453bdc8
+def _filter(keys: np.ndarray) -> tuple[np.ndarray, np.uint64]:
+    "A mark for the upper bits of each key, and the shift that leads to them: at least 32 marks a key, so that at most 3% of innocent grams pass"
+    bits = int(np.clip(len(keys), 1, 2**19)).bit_length() + 5
+    hit = np.zeros(2**bits, bool); hit[keys >> np.uint64(64 - bits)] = True
+    return hit, np.uint64(64 - bits)
+
 def _table(keys: list[np.ndarray], owners: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.uint64]:
-    "Keys in ascending order, their owners, the filter and the shift that leads into it"
+    "Keys in ascending order, their owners, the filter and its shift"
     key = np.concatenate([np.zeros(0, np.uint64), *keys]); owner = np.repeat(np.array(owners, np.int64), [len(k) for k in keys])
     order = np.argsort(key, kind='stable')
-    bits = int(np.clip(len(key), 1, 2**19)).bit_length() + 5  # 32 bits and more a key: at most 3% of innocent grams pass
-    shift = np.uint64(64 - bits)
-    hit = np.zeros(2**bits, bool); hit[key >> shift] = True
-    return key[order], owner[order], hit, shift
+    return key[order], owner[order], *_filter(key)
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #4c25287a
+# %% ../../nbs/1_corpus/20_contamination.ipynb #b686cf1f
 from fastcore.basics import patch
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #3495c223
+# %% ../../nbs/1_corpus/20_contamination.ipynb #17a00129
 @patch
 def _index(self: Contamination, ignore: np.ndarray) -> None:
     "Build the table of grams and the one of short lines"
@@ -93,45 +97,68 @@ def _index(self: Contamination, ignore: np.ndarray) -> None:
     where = [k for k, (*_, h) in enumerate(self.parts) if len(h) >= self.short]
     lines = [k for k, (*_, h) in enumerate(self.parts) if self.line <= len(h) < self.short]
     self.grams, self.lines = (_table([grams[k] for k in w], w) for w in (where, lines))
-    self.sizes = sorted({min(self.n, len(self.parts[k][2])) for k in where}) # lengths of grams that are looked for
+    self.wanted = np.isin(np.arange(self.n + 1), [min(self.n, len(self.parts[k][2])) for k in where]) # (n+1,) lengths of grams that are looked for
+    self.least = int(np.argmax(self.wanted)) # the shortest of them
+    starts = [next(_runs(self.parts[k][2], [self.least]))[1] for k in where]
+    self.begin = _filter(np.concatenate([np.zeros(0, np.uint64), *starts]))
     self.line_sizes = sorted({len(self.parts[k][2]) for k in lines})
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #d12546df
+# %% ../../nbs/1_corpus/20_contamination.ipynb #72051c18
+@njit(cache=True, nogil=True)
+def _scan(h, m, begin, begin_shift, wanted, hit, shift):
+    "Runs of words that pass both filters: first word, number of words, hash. `wanted[n]` says whether runs of n words are looked for"
+    at, size, key, n = np.empty(64, np.int64), np.empty(64, np.int64), np.empty(64, np.uint64), 0
+    base, top, raw = np.uint64(BASE), np.uint64(1), np.uint64(0)
+    for k in range(min(m, len(h))): raw = raw * base + h[k]
+    for k in range(m - 1): top = top * base
+    for i in range(len(h) - m + 1):
+        if begin[raw >> begin_shift]:
+            run = raw
+            for k in range(m, min(len(wanted) - 1, len(h) - i) + 1):
+                if k > m: run = run * base + h[i + k - 1]
+                if wanted[k] and hit[run >> shift]:
+                    if n == len(at): at, size, key = np.concatenate((at, at)), np.concatenate((size, size)), np.concatenate((key, key))
+                    at[n], size[n], key[n] = i, k, run
+                    n += 1
+        if i + m < len(h): raw = (raw - h[i] * top) * base + h[i + m]
+    return at[:n], size[:n], key[:n]
+
+# %% ../../nbs/1_corpus/20_contamination.ipynb #7b2f17b2
 NOTHING = np.zeros(0, np.int64)
 
-def _look(keys: np.ndarray, table: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _owners(at: np.ndarray, keys: np.ndarray, table: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Which of the keys are in the table: place of the key, owner, and the row of the table, one for each owner"
-    known, owner, hit, shift = table
-    at = np.flatnonzero(hit[keys >> shift]) if len(known) else NOTHING
-    if len(at) == 0: return NOTHING, NOTHING, NOTHING
-    lo, hi = np.searchsorted(known, keys[at], 'left'), np.searchsorted(known, keys[at], 'right')
+    if len(at) == 0 or len(table[0]) == 0: return NOTHING, NOTHING, NOTHING
+    lo, hi = np.searchsorted(table[0], keys, 'left'), np.searchsorted(table[0], keys, 'right')
     row = np.concatenate([NOTHING, *(np.arange(a, b) for a, b in zip(lo[hi > lo], hi[hi > lo]))])
-    return np.repeat(at, hi - lo), owner[row], row
+    return np.repeat(at, hi - lo), table[1][row], row
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #1d8ab06a
+# %% ../../nbs/1_corpus/20_contamination.ipynb #14dd0993
 def _lines(w: Words) -> tuple[np.ndarray, np.ndarray]:
     "First word and number of words of every line that has words"
     edges = np.concatenate([[0], np.searchsorted(w.start, np.flatnonzero(w.codes == 10)), [len(w.hash)]]) # (L+1,) ascending
     count = np.diff(edges)
     return edges[:-1][count > 0], count[count > 0]
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #1cec1438
+# %% ../../nbs/1_corpus/20_contamination.ipynb #ea83b5d6
 @patch
 def _matches(self: Contamination, w: Words) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
     "Matches as (first word, part, key), for each length of gram"
-    for n, keys in _runs(w.hash, self.sizes):
-        at, part, row = _look(keys, self.grams)
-        if len(at) == 0: continue
+    places, sizes, keys = _scan(w.hash, self.least, *self.begin, self.wanted, *self.grams[2:]) if self.least else (NOTHING,) * 3
+    for n in np.unique(sizes).tolist():
+        at, part, row = _owners(places[sizes == n], keys[sizes == n], self.grams)
         right = np.array([min(self.n, len(self.parts[p][2])) == n for p in part], bool)
         yield at[right], part[right], self.grams[0][row[right]], n
     first, count = _lines(w) if self.line_sizes else (NOTHING, NOTHING)
     for n in self.line_sizes:
         start = first[count == n]
         if len(start) == 0: continue
-        at, part, row = _look(next(_runs(w.hash[start[:, None] + np.arange(n)].ravel(), [n]))[1][::n], self.lines)
-        yield start[at], part, self.lines[0][row], n
+        key = next(_runs(w.hash[start[:, None] + np.arange(n)].ravel(), [n]))[1][::n]
+        may = self.lines[2][key >> self.lines[3]]
+        at, part, row = _owners(start[may], key[may], self.lines)
+        yield at, part, self.lines[0][row], n
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #e997161a
+# %% ../../nbs/1_corpus/20_contamination.ipynb #aa801d04
 @dataclass(frozen=True)
 class Hit:
     "A piece of an evaluation item in a document"
@@ -143,14 +170,14 @@ class Hit:
     share: float  # share of the part's grams that occur in the document, from 0 to 1
     def __str__(self): return f'{self.item} part {self.part}: {self.kind} at {self.start}–{self.end}, {self.share:.0%} of its grams'
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #af05f7b6
+# %% ../../nbs/1_corpus/20_contamination.ipynb #c99649a0
 def _spans(at: np.ndarray, n: int) -> list[tuple[int, int]]:
     "Runs of overlapping grams as (first word, one after the last)"
     at = np.unique(at)
     new = np.flatnonzero(np.r_[True, np.diff(at) > n])
     return list(zip(at[new].tolist(), (at[np.r_[new[1:] - 1, len(at) - 1]] + n).tolist()))
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #81eec971
+# %% ../../nbs/1_corpus/20_contamination.ipynb #304a796a
 @patch
 def hits(self: Contamination,
     text: str, # a document
@@ -168,7 +195,7 @@ def hits(self: Contamination,
                 out.append(Hit(self.ids[i], number, kind, int(w.start[a]), int(w.end[b - 1]), float(share)))
     return sorted(out, key=lambda x: (x.start, x.end, x.item, x.part))
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #eb7f2ea3
+# %% ../../nbs/1_corpus/20_contamination.ipynb #cd9d35ad
 def frequent(
     detector: Contamination, # without `ignore`
     texts: Iterable[str],    # a corpus or a sample of it
@@ -179,7 +206,7 @@ def frequent(
     key, count = np.unique(np.concatenate([np.zeros(0, np.uint64), *seen]), return_counts=True)
     return key[count > limit]
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #9fa79893
+# %% ../../nbs/1_corpus/20_contamination.ipynb #35f17d05
 def decontaminate(
     text: str,            # a document
     hits: Sequence[Hit],  # what `Contamination` found in it
@@ -196,7 +223,7 @@ def decontaminate(
     kept = [p for p in pieces if len(p) >= least]
     return kept if len(kept) <= most else []
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #0673c57d
+# %% ../../nbs/1_corpus/20_contamination.ipynb #1eb40d6f
 @dataclass(frozen=True)
 class ItemReport:
     "What the corpus knows of one item"
@@ -205,7 +232,7 @@ class ItemReport:
     exact: bool                # some document holds a whole part
     documents: tuple[str, ...] # ids of the documents that hold some of it
 
-# %% ../../nbs/1_corpus/20_contamination.ipynb #690512d2
+# %% ../../nbs/1_corpus/20_contamination.ipynb #4fcc06e9
 def by_item(
     found: Iterable[tuple[str, Sequence[Hit]]], # id of each document and what was found in it
     detector: Contamination,                    # that found it
