@@ -86,7 +86,7 @@ def _emails(text: str) -> Iterator[tuple[int, int]]:
         tld, domain = m[2].lower(), (m[1] + m[2]).lower()
         if not (len(tld) == 2 and m[2] not in ('py', 'js', 'md') or tld in _TLD) or _NOBODY.search(domain): continue
         left = text[max(0, m.start() - 64):m.start()]
-        local = left[len(left.rstrip(_LOCAL)):].lstrip('._%+-')
+        local = left[len(left.rstrip(_LOCAL)):].lstrip('.%+-')
         if local and not (local == 'git' and text[m.end():m.end() + 1] in ('/', ':')): yield m.start() - len(local), m.end()
 
 # %% ../../nbs/1_corpus/09_privacy.ipynb #d27e0f90
