@@ -9,7 +9,8 @@ __all__ = ['newest', 'ranges', 'held_out', 'bom_encoding', 'ungarble', 'top_word
            'sharpest_threshold', 'language_share', 'calibration_error', 'pick_threshold', 'blocked_share', 'mask_local',
            'check_digit', 'choose_bands', 'containment', 'winnow', 'merged', 'partitions_for', 'two_hops',
            'licence_counts', 'longest_chain', 'average_hash', 'covered', 'variants', 'merge', 'best_split', 'positions',
-           'capped', 'retained', 'shorten', 'merge_tallies', 'in_order', 'isolate']
+           'capped', 'retained', 'shorten', 'merge_tallies', 'in_order', 'isolate', 'skip_pairs', 'best_share',
+           'threshold_for', 'epochs', 'helps']
 
 # %% ../../nbs/1_corpus/90_exercises.ipynb #dcb1e778
 import math
@@ -432,3 +433,57 @@ def isolate(
     assert sorted(got) == [7, 500], f'the pieces 7 and 500 raise; got {got}'
     assert len(calls) <= 60, f'{len(calls)} calls: halving needs about 2 · 2 · 10'
     assert f(lambda pieces: None, [1, 2]) == [], 'nothing is bad: expected []'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #1b20491e
+@exercise
+def skip_pairs(
+    f, # list of arrays of ids → Counter of (id two places before, id)
+) -> None:
+    "Pairs with one word between them"
+    got = f([np.array([1, 2, 3, 2]), np.array([1]), np.array([1, 5, 3])])
+    assert dict(got) == {(1, 3): 2, (2, 2): 1}, f'expected (1, 3) twice and (2, 2) once, none across documents; got {dict(got)}'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #a9e7ff45
+@exercise
+def best_share(
+    f, # model, texts, shares → one of the shares
+) -> None:
+    "The cache that suits the texts"
+    from labkit.corpus.ngram import Cache, NgramModel
+    model, shares = NgramModel.train(['the cat sat on the mat and the dog on the rug'] * 3, 2), (.02, .3, .9)
+    for texts in (['zebra quail ' * 40], ['the cat sat on the mat', 'and the dog on the rug']):
+        cost = [-np.concatenate([model.logprob(model.ids(t), cache=Cache(s)) for t in texts]).mean() for s in shares]
+        want = shares[int(np.argmin(cost))]
+        assert f(model, texts, shares) == want, f'for {texts[0][:30]!r}… the best of {shares} is {want}, got {f(model, texts, shares)}'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #3e0ab54c
+@exercise
+def threshold_for(
+    f, # scores, share → threshold
+) -> None:
+    "The greatest threshold that keeps a share"
+    for scores, share, want in (([.1, .5, .9, .3], .5, .5), ([.1, .5, .9, .3], .3, .5), ([.2, .2, .8], .34, .2), ([.4], 1, .4)):
+        assert f(scores, share) == want, f'{scores}, share {share}: expected {want}, got {f(scores, share)}'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #5afcadf0
+@exercise
+def epochs(
+    f, # sizes, weights, budget → (K,) how often each domain is read
+) -> None:
+    "How often each domain comes round"
+    got = np.asarray(f(np.array([100., 10.]), np.array([.5, .5]), 80.))
+    assert got.shape == (2,) and np.allclose(got, [.4, 4.]), f'half of 80 is 40: 0.4 of a domain of 100 and 4 rounds of one of 10; got {got}'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #87adad5e
+@exercise
+def helps(
+    f, # logprobs, ids → True where the first half helps
+) -> None:
+    "P(S2|S1) against P(S2)"
+    from labkit.corpus.longtext import ngram_scores
+    from labkit.corpus.ngram import NgramModel
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 50, 120), rng.integers(50, 100, 120)
+    scores = ngram_scores(NgramModel.train_ids([rng.integers(0, 100, 5000)], 100))
+    assert bool(f(scores, np.r_[a, a])) is True, 'the second half repeats the first: it helps'
+    assert bool(f(scores, np.r_[a, b])) is False, 'the halves have no word in common: the first only misleads the cache'
