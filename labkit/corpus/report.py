@@ -9,7 +9,7 @@ __all__ = ['WANJUAN', 'CSS', 'reasons', 'filters', 'funnel', 'retention', 'bars'
            'sample', 'facts', 'page', 'write_report']
 
 # %% ../../nbs/1_corpus/23_report.ipynb #89a209e6
-import html, json
+import html, json, re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -74,14 +74,19 @@ def retention(
 
 # %% ../../nbs/1_corpus/23_report.ipynb #b2938c24
 def bars(
-    counts: dict[str, float], # name -> number, in the order drawn
+    counts: dict[str, float], # name → number, in the order drawn
     label: str,               # of the axis, with its unit
+    most: int = 20,           # bars; the rest is added up
 ): # the figure
     "A small bar chart of counts"
     import matplotlib.pyplot as plt
     set_style()
-    fig, ax = plt.subplots(figsize=(6.4, .28 * max(2, len(counts)) + .6))
-    ax.barh(list(counts), list(counts.values()), color=COLORS[1]); ax.invert_yaxis(); ax.set_xlabel(label); ax.grid(axis='y', visible=False)
+    shown = dict(list(counts.items())[:most])
+    if rest := sum(list(counts.values())[most:]): shown[f'{len(counts) - most} others'] = rest
+    fig, ax = plt.subplots(figsize=(6.4, .28 * max(2, len(shown)) + .6))
+    ax.barh(list(shown), list(shown.values()), color=COLORS[1], height=.7)
+    for y, n in enumerate(shown.values()): ax.text(n, y, f' {n:,}', va='center', fontsize=8)
+    ax.invert_yaxis(); ax.set(xlabel=label, xlim=(0, max(shown.values(), default=1) * 1.15), ylim=(len(shown) - .4, -.6)); ax.grid(axis='y', visible=False)
     plt.close(fig)
     return fig
 
@@ -103,7 +108,7 @@ def _detail(row: dict) -> str:
     "What is known about one fallen document"
     if 'rules' in row: return '; '.join(f"{r['rule']} but {r['value']:g}" + (f" ({r['margin']:+.0%})" if 'margin' in r else '') for r in row['rules'][:4])
     if 'kept' in row: return f"kept instead: {row['kept']}"
-    if 'p' in row: return f"{row['language']}, p = {row['p']}"
+    if 'p' in row: return f"{row['language']}, p = {row['p']}" if row['language'] else 'no letters of any language'
     scores = {k: v for k, v in row.items() if isinstance(v, float)}
     return row.get('detail') or row.get('error') or ', '.join(row.get('items', [])[:3]) or ', '.join(f'{k} {v:.2f}' for k, v in scores.items())
 
@@ -120,18 +125,22 @@ def kept_samples(
 # %% ../../nbs/1_corpus/23_report.ipynb #b7fcc8c7
 def table(
     head: Sequence[str],       # names of the columns
-    rows: Iterable[Sequence],  # cells; numbers stand to the right
+    rows: Iterable[Sequence],  # cells; numbers, with their unit or not, stand to the right
 ) -> str:
     "An HTML table; everything in it is escaped"
-    cell = lambda x: f'<td class="n">{x:,}</td>' if isinstance(x, int) else f'<td>{html.escape(str(x))}</td>'
-    body = ''.join(f"<tr>{''.join(map(cell, r))}</tr>" for r in rows)
-    return f"<table><tr>{''.join(f'<th>{html.escape(h)}</th>' for h in head)}</tr>{body}</table>"
+    rows = [list(r) for r in rows]
+    number = lambda x: isinstance(x, (int, float)) or bool(re.fullmatch(r'[\d.,]+ ?[kMGT]?B?', x))
+    right = lambda x: ' class="n"' if number(x) else ''
+    text = lambda x: f'{x:,}' if isinstance(x, int) else html.escape(str(x))
+    first = [x if x != '' else 0 for x in rows[-1]] if rows else head
+    body = ''.join(f"<tr>{''.join(f'<td{right(x)}>{text(x)}</td>' for x in r)}</tr>" for r in rows)
+    return f"<table><tr>{''.join(f'<th{right(x)}>{html.escape(h)}</th>' for h, x in zip(head, first))}</tr>{body}</table>"
 
 # %% ../../nbs/1_corpus/23_report.ipynb #4e33c340
 CSS = '''body{font:15px/1.5 system-ui,"Noto Sans CJK SC",sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}table{border-collapse:collapse;font-size:.85rem;margin:1rem 0;width:100%}
 td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top;overflow-wrap:anywhere}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}svg{max-width:100%;height:auto}
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:2px solid #eee}p.note{color:#666;margin:.3rem 0}.facts{display:flex;flex-wrap:wrap;gap:.7rem;margin:1.2rem 0}
-.facts div{flex:1 1 9rem;background:#f4f6f8;border-radius:.5rem;padding:.6rem .9rem}.facts b{display:block;font-size:1.25rem}.facts span{color:#666;font-size:.8rem}
+.facts div{flex:1 1 12rem;background:#f4f6f8;border-radius:.5rem;padding:.6rem .9rem}.facts b{display:block;font-size:1.25rem}.facts span{color:#666;font-size:.8rem}
 details{margin:.25rem 0}summary{cursor:pointer;overflow-wrap:anywhere}summary i{color:#666;font-style:normal}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.6rem;border-radius:.4rem;font-size:.78rem;max-height:16rem;overflow:auto}'''
 
 def sample(

@@ -67,9 +67,8 @@ class Rules:
         "Documents that break no rule; of the others, every rule that they break"
         return [self._answer(d) for d in docs]
     def _answer(self, d: Document) -> Document | Fallen:
-        from labkit.corpus.rules import broken, rules_for
-        from labkit.corpus.signals import cut, measure
-        signals = measure(cut(d.text))
+        from labkit.corpus.rules import broken, profile_signals, rules_for
+        signals = profile_signals(self.profile)(d.text)
         out = broken(signals, rules_for(d.metadata.get('kind', ''), signals, self.profile))
         return Fallen(f'rule {out[0].rule.signal}', dict(rules=rule_rows(out))) if out else d
 
