@@ -10,7 +10,7 @@ def interrupt_parent(x):
     if x == 1: os.kill(os.getppid(), signal.SIGINT); time.sleep(5)
     return x
 
-@pytest.mark.parametrize('spec', ['one', 'processes:2', 'ray:2'])
+@pytest.mark.parametrize('spec', ['one', 'processes:2', pytest.param('ray:2', marks=pytest.mark.slow)])
 def test_all_agree(spec):
     if spec.startswith('ray'): pytest.importorskip('ray')
     with executor_for(spec) as ex:
