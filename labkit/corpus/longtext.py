@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/longtext.html.md"""
 
 # %% auto #0
 __all__ = ['LONG', 'LONG_RULES', 'is_long', 'statistics', 'Delta', 'windows', 'delta', 'ngram_scores', 'shuffled', 'glued',
-           'threshold', 'borderline']
+           'threshold', 'borderline', 'order_gain']
 
 # %% ../../nbs/1_corpus/18_longtext.ipynb #4643838c
 from collections.abc import Callable, Sequence
@@ -128,3 +128,16 @@ def borderline(
 ) -> list[int]: # nearest first
     "The texts to look at before a threshold is believed"
     return np.argsort(np.abs(np.asarray(gains) - cut), kind='stable')[:k].tolist()
+
+# %% ../../nbs/1_corpus/18_longtext.ipynb #eb162579
+def order_gain(
+    logprobs: Callable[[np.ndarray], np.ndarray], # as for `delta`
+    pieces: Sequence[np.ndarray], # (n,) words of each paragraph; the first and the last, which a window cuts, stay in place
+    rng, # a `random.Random`
+    times: int = 2, # other orders
+) -> float: # nats a word; about 0 for paragraphs that have no order
+    "What another order of its paragraphs costs a text"
+    if len(pieces) < 4: raise UserError(f'{len(pieces)} paragraphs: another order needs at least 4')
+    first, *middle, last = pieces
+    def score(parts): return float(np.mean(logprobs(np.concatenate([first, *parts, last]))))
+    return score(middle) - float(np.mean([score(rng.sample(middle, len(middle))) for _ in range(times)]))

@@ -3,7 +3,7 @@ import random
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from labkit.core.settings import UserError
-from labkit.corpus.longtext import LONG, borderline, delta, glued, is_long, ngram_scores, shuffled, statistics, threshold, windows
+from labkit.corpus.longtext import LONG, borderline, delta, glued, is_long, ngram_scores, order_gain, shuffled, statistics, threshold, windows
 from labkit.corpus.ngram import NgramModel
 
 @settings(max_examples=100, deadline=None)
@@ -58,3 +58,23 @@ def test_made_texts(pieces, size):
 def test_threshold_and_borderline():
     assert .3 < threshold([.5, .6, .7], [.1, .2, .3]) < .5
     assert borderline([.1, .42, .9, .38], .4, 2) == [1, 3] or borderline([.1, .42, .9, .38], .4, 2) == [3, 1]
+
+def test_order_is_what_another_order_costs():
+    "A model that expects the next number: paragraphs in order lose by shuffling, shuffled ones lose nothing on average"
+    def logprobs(ids): return np.where(np.diff(ids) == 1, -.1, -2.)
+    pieces = [np.arange(5 * i, 5 * i + 5) for i in range(30)]; rng = random.Random(0)
+    assert order_gain(logprobs, pieces, rng) > .3
+    again = [order_gain(logprobs, rng.sample(pieces, 30), rng) for _ in range(40)]
+    assert abs(np.mean(again)) < .01
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=9), max_size=9), st.integers(0, 99))
+def test_order_keeps_the_words(pieces, seed):
+    pieces, seen = [np.array(p) for p in pieces], []
+    def logprobs(ids): seen.append(ids); return -np.ones(len(ids) - 1)
+    if len(pieces) < 4:
+        with pytest.raises(UserError, match='at least 4'): order_gain(logprobs, pieces, random.Random(seed))
+        return
+    assert order_gain(logprobs, pieces, random.Random(seed)) == 0 and len(seen) == 3
+    assert (seen[0] == np.concatenate(pieces)).all() and all(sorted(s) == sorted(seen[0]) for s in seen)
+    assert all((s[:len(pieces[0])] == pieces[0]).all() and (s[-len(pieces[-1]):] == pieces[-1]).all() for s in seen)
