@@ -39,8 +39,8 @@ def explain(e: BaseException) -> str | None: # a sentence, or None where it is a
     if isinstance(e, UserError): return str(e)
     if isinstance(e, ModuleNotFoundError) and e.name and not e.name.startswith('labkit'):
         return f'the package {e.name!r} is not installed; `labkit doctor` tells which extra brings it'
-    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT): return f"the disk is full{f' ({e.filename})' if e.filename else ''}; nothing half-written was left. Free some space, or set [run] out in settings.ini"
-    if isinstance(e, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)) and e.filename: return f'{e.filename}: {e.strerror}'
+    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): return f"the disk is full{f' ({e.filename})' if e.filename else ''}; nothing half-written was left. Free some space, or write elsewhere (--out)"
+    if isinstance(e, (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)) and e.filename: return f'{e.filename}: {e.strerror}'
     return None
 
 # %% ../nbs/9_chain/04_command_line.ipynb #ad01d5f7

@@ -56,6 +56,14 @@ def _parse(raw: bytes) -> dict:
     return row
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #e14be12d
+def _deeper(row: dict, levels: int) -> bool:
+    "Whether there are more levels of lists and objects than that"
+    nested = [row]
+    for _ in range(levels):
+        nested = [v for x in nested for v in (x.values() if isinstance(x, dict) else x) if isinstance(v, (dict, list, tuple))]
+        if not nested: return False
+    return True
+
 def as_document(
     row: dict, # an object of a JSONL file, a row of a table
 ) -> Document:
@@ -63,6 +71,7 @@ def as_document(
     text, meta = row.get('text'), row.get('metadata') or {}
     if not isinstance(text, str): raise ValueError(f"'text' must be a string, found {type(text).__name__}")
     if not isinstance(meta, dict): raise ValueError(f"'metadata' must be an object, found {type(meta).__name__}")
+    if _deeper(row, 100): raise ValueError('JSON nested too deeply')
     known = {k: str(row[k]) for k in ('source', 'language') if row.get(k) is not None}
     extra = {k: v for k, v in row.items() if k not in ('text', 'id', 'source', 'language', 'metadata')}
     return Document(text, str(row['id']) if row.get('id') is not None else text_id(text), **known, metadata={**extra, **meta})
@@ -177,11 +186,14 @@ def _whole_zst(path: Path) -> bool:
     return at == size
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #5d0c7f1d
-def _range(path: Path, start: int) -> Iterator[bytes]:
-    "Pieces of an uncompressed file from the byte before `start`, so that a line beginning exactly there is seen to begin"
+def _range(path: Path, start: int, end: int | None) -> Iterator[bytes]:
+    "Pieces of an uncompressed file from the byte before `start`, so that a line beginning exactly there is seen to begin; where no line begins before `end` they end there"
     with open(path, 'rb') as f:
-        f.seek(max(start - 1, 0))
-        while piece := f.read(PIECE): yield piece
+        begun = f.seek(max(start - 1, 0)) == start
+        while piece := f.read(PIECE):
+            begun = begun or b'\n' in piece
+            yield piece
+            if end is not None and f.tell() >= end and not begun: return
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #0c515760
 def _jsonl(path: Path, bad: Callable, start: int, end: int | None, limit: int) -> Iterator[Document]:
@@ -189,7 +201,7 @@ def _jsonl(path: Path, bad: Callable, start: int, end: int | None, limit: int) -
     if (start or end is not None) and path.suffix in ('.gz', '.zst'): raise UserError(f'{path}: a compressed file has no byte ranges; read all of it in one worker')
     n = at = 0
     try:
-        for n, (at, size, raw) in enumerate(_lines(_range(path, start) if start or end is not None else _pieces(path), limit, max(start - 1, 0)), 1):
+        for n, (at, size, raw) in enumerate(_lines(_range(path, start, end) if start or end is not None else _pieces(path), limit, max(start - 1, 0)), 1):
             if at < start: continue
             if end is not None and at >= end: return
             line = 0 if start else n
@@ -201,6 +213,14 @@ def _jsonl(path: Path, bad: Callable, start: int, end: int | None, limit: int) -
     except ValueError as e: bad(str(e), n + 1, at)
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #f10dd662
+def _cells(batch) -> Iterator[dict | Exception]:
+    "Rows of a batch; one with a broken cell costs itself alone"
+    try: yield from batch.to_pylist(); return
+    except UnicodeDecodeError: pass
+    for i in range(batch.num_rows):
+        try: yield batch.slice(i, 1).to_pylist()[0]
+        except UnicodeDecodeError as e: yield e
+
 def _parquet(path: Path, bad: Callable, limit: int) -> Iterator[Document]:
     "Documents of a Parquet file, a row group at a time"
     pq, errors = optional('pyarrow.parquet', 'a Parquet file'), (optional('pyarrow', 'a Parquet file').ArrowException, OSError, ValueError, MemoryError)
@@ -213,8 +233,9 @@ def _parquet(path: Path, bad: Callable, limit: int) -> Iterator[Document]:
             first = row
             try:
                 for batch in file.iter_batches(256, row_groups=[g], use_threads=False):
-                    for r in batch.to_pylist():
+                    for r in _cells(batch):
                         row += 1
+                        if isinstance(r, Exception): bad(f'not valid UTF-8: {r}', 0, row - 1); continue
                         try: doc = as_document(from_columns(r, limit))
                         except ValueError as e: bad(str(e), 0, row - 1); continue
                         yield doc
@@ -228,8 +249,12 @@ def from_columns(
 ) -> dict: # the same as JSON has it
     "A row of a table as JSON has it: metadata that was written as a string becomes an object again; raises `ValueError`"
     if isinstance(row.get('text'), str) and len(row['text']) > limit: raise ValueError(f"a text of {len(row['text']):,} characters; the limit is {limit:,}")
-    if isinstance(meta := row.get('metadata'), str): row['metadata'] = json.loads(meta) if meta else {}
-    return {k: v for k, v in row.items() if v is not None}
+    try:
+        if isinstance(meta := row.get('metadata'), str): row['metadata'] = json.loads(meta) if meta else {}
+        more = json.dumps({k: v for k, v in row.items() if v is not None and k != 'text'}, ensure_ascii=False, default=str) # a time, a decimal, bytes
+    except RecursionError: raise ValueError('JSON nested too deeply') from None
+    if len(more.encode()) > limit: raise ValueError(f'metadata of {len(more):,} characters; the limit is {limit:,}')
+    return {'text': row.get('text'), **json.loads(more)}
 
 # %% ../../nbs/1_corpus/01_documents.ipynb #4dba7fae
 def _next_member(path: Path, at: int) -> int | None:

@@ -13,7 +13,7 @@ import html, json, re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from ..core.files import read_jsonl, replacing, write_jsonl
+from ..core.files import read_jsonl, replacing
 from ..core.plots import COLORS, set_style, to_svg
 from ..core.progress import human
 
@@ -196,6 +196,18 @@ def _gather(out: Path) -> Iterator[dict]:
     for step in ('clean', 'finish'):
         for path in sorted((out/'steps'/step).glob('*.fallen.jsonl')): yield from read_jsonl(path)
 
+def _write_fallen(out: Path) -> tuple[Counter, dict]:
+    "fallen.jsonl and dead.jsonl in one pass; how often each rule fired, and samples"
+    by_rule = Counter()
+    line = lambda row: (json.dumps(row, ensure_ascii=False) + '\n').encode('utf-8', 'replace')
+    def passing(f, g):
+        for r in _gather(out):
+            by_rule.update(v['signal'] for v in r.get('rules', ()))
+            if r.pop('dead', False) or r['why'] == 'error': g.write(line(r))
+            r.pop('document', None)
+            f.write(line(r)); yield r
+    with replacing(out/'fallen.jsonl', 'wb') as f, replacing(out/'dead.jsonl', 'wb') as g: return by_rule, fallen_samples(passing(f, g))
+
 def write_report(
     out: Path,             # folder of the run
     settings: dict,        # of the run
@@ -203,16 +215,12 @@ def write_report(
     done: Sequence[dict],  # summaries of its steps
 ) -> dict:                 # what report.json holds
     "Write report.json, report.html, fallen.jsonl (every document that fell) and dead.jsonl (those that could not be read or made a stage raise)"
-    by, by_rule = {r['step']: r for r in done}, Counter()
-    dead = lambda r: bool(r.get('dead')) or r['why'] == 'error'
-    def rows():
-        for r in _gather(out): by_rule.update(v['signal'] for v in r.get('rules', ())); yield {k: v for k, v in r.items() if k not in ('dead', 'document')}
-    write_jsonl(out/'fallen.jsonl', rows())
-    write_jsonl(out/'dead.jsonl', ({k: v for k, v in r.items() if k != 'dead'} for r in _gather(out) if dead(r)))
+    by = {r['step']: r for r in done}
+    by_rule, fallen = _write_fallen(out)
     tokens = {k: by['shards'][k]['tokens'] for k in ('train', 'valid')} | dict(bytes_per_token=by['shards']['bytes_per_token'], vocab_size=by['tokenizer']['vocab_size'])
     report = dict(tokens=tokens, languages=by['clean']['languages'], lengths=by['finish']['lengths'], by_rule=dict(by_rule.most_common()), manifest=found['manifest'],
                   steps=[found, *(r for d in done for r in d['rows'])], seconds={r['step']: r['seconds'] for r in done}, duplicates={k: by['dedup'][k] for k in ('clusters', 'duplicates', 'compared', 'confirmed', 'cut_short')},
                   peak_mb=max(r.get('peak_mb', 0) for r in done), settings=settings)
     with replacing(out/'report.json') as f: json.dump(report, f, ensure_ascii=False, indent=1, default=str)
-    with replacing(out/'report.html') as f: f.write(page(report, fallen_samples(read_jsonl(out/'fallen.jsonl')), kept_samples(read_jsonl(out/'documents.jsonl'))))
+    with replacing(out/'report.html') as f: f.write(page(report, fallen, kept_samples(read_jsonl(out/'documents.jsonl'))))
     return report

@@ -152,7 +152,7 @@ class Code:
 
 # %% ../../nbs/1_corpus/24_stages.ipynb #9ae28ceb
 @functools.cache
-def _contamination(files: tuple[str, ...]):
+def _contamination(files: tuple[str, ...], digest: str):
     from labkit.corpus.contamination import Contamination, read_items
     return Contamination([item for f in files for item in read_items(f)])
 
@@ -160,9 +160,10 @@ def _contamination(files: tuple[str, ...]):
 class Decontaminate:
     "Cut items of evaluation sets out of documents; let fall where little is left"
     files: tuple[str, ...] # JSONL files of items
+    digest: str = ''       # of their content: another digest reads them anew
     def __call__(self, docs: Sequence[Document]) -> list[Document | Fallen]:
         "Documents without the items; which were cut out is in the metadata, under 'contaminated'"
-        return [self._answer(d, _contamination(self.files).hits(d.text)) for d in docs]
+        return [self._answer(d, _contamination(self.files, self.digest).hits(d.text)) for d in docs]
     def _answer(self, d: Document, hits: list) -> Document | Fallen:
         from labkit.corpus.contamination import decontaminate
         if not hits: return d

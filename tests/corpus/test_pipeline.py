@@ -7,7 +7,7 @@ from hypothesis import given, settings as hypothesis_settings, strategies as st
 from labkit.core.files import samples
 from labkit.core.settings import UserError, as_ini, load
 from labkit.corpus import pipeline
-from labkit.corpus.documents import Document, read_documents
+from labkit.corpus.documents import Document, read_documents, text_id
 from labkit.corpus.pipeline import CorpusSettings, Piece, STEPS, batches, fingerprints, is_valid, main, repeated_ids, run_corpus
 from labkit.corpus.sources import SourceFile
 from labkit.corpus.tokens import Shards
@@ -188,7 +188,7 @@ def test_duplicate_ids_get_names_of_their_own_across_files(tmp_path):
     for name, texts in dict(x=[0, 1], y=[2]).items():
         (tmp_path/f'{name}.jsonl').write_text('\n'.join(json.dumps(dict(id='a', text=different(i))) for i in texts))
     run_corpus(CorpusSettings(inputs=(str(tmp_path/'x.jsonl'), str(tmp_path/'y.jsonl')), out=tmp_path/'out', profile='none', languages=pipeline.LANGUAGES, vocab_size=300, valid_share=0., executor='one', batch_mb=.01), say=quiet)
-    assert [d.id for d in read_documents(tmp_path/'out'/'documents.jsonl')] == ['a', 'a#2', 'a#3']
+    assert [d.id for d in read_documents(tmp_path/'out'/'documents.jsonl')] == ['a', 'a#2-' + text_id(different(1))[:6], 'a#3-' + text_id(different(2))[:6]]
 
 @pytest.mark.parametrize('keep, stays', [('longest', 'old'), ('newest', 'new')])
 def test_who_stays(tmp_path, keep, stays):
@@ -283,3 +283,73 @@ def test_high_tier_code_is_read_twice_and_the_low_falls(small):
     docs = list(read_documents(small.out/'documents.jsonl'))
     assert {d.metadata['tier'] for d in docs if d.metadata.get('kind') == 'python'} <= {'high', 'moderate'}
     assert Shards(small.out/'train').n_documents == sum(d.metadata.get('repeats', 1) for d in docs) > len(docs)
+
+PLAIN = dict(profile='none', languages=pipeline.LANGUAGES, vocab_size=300, valid_share=0., executor='one', privacy=False)
+
+def put(path, docs): path.write_text('\n'.join(json.dumps(d) for d in docs)); return (str(path),)
+
+def test_a_file_that_changed_is_read_again(tmp_path):
+    s = CorpusSettings(inputs=put(tmp_path/'x.jsonl', [dict(id='a', text=different(1))]), out=tmp_path/'out', **PLAIN)
+    run_corpus(s, say=quiet)
+    put(tmp_path/'x.jsonl', [dict(id='a', text=(new := different(1)[::-1]))]) # the same size
+    run_corpus(s, say=quiet)
+    assert [d.text for d in read_documents(tmp_path/'out'/'documents.jsonl')] == [new]
+
+def test_items_that_changed_are_cut_out_too(tmp_path):
+    words = ' '.join(map(different, range(5, 10))).split()
+    s = CorpusSettings(inputs=put(tmp_path/'x.jsonl', [dict(id='a', text=' '.join(words))]), out=tmp_path/'out', decontaminate=put(tmp_path/'i.jsonl', [dict(id='q', text=different(4))]), **PLAIN)
+    run_corpus(s, say=quiet)
+    put(tmp_path/'i.jsonl', [dict(id='q', text=' '.join(words[300:330]))])
+    run_corpus(s, say=quiet)
+    (d,) = read_documents(tmp_path/'out'/'documents.jsonl')
+    assert d.metadata['contaminated'] == ['q'] and words[315] not in d.text.split()[250:400]
+    for bad, message in (('{"id": ', 'i.jsonl:1'), ('', 'no item')):
+        (tmp_path/'i.jsonl').write_text(bad)
+        with pytest.raises(UserError, match=message): run_corpus(s, say=quiet)
+
+def test_a_run_does_not_read_itself(tmp_path):
+    (tmp_path/'in').mkdir(); put(tmp_path/'in'/'x.jsonl', [dict(id='a', text=different(1))])
+    s = CorpusSettings(inputs=(str(tmp_path/'in'),), out=tmp_path/'in'/'out', **PLAIN)
+    run_corpus(s, say=quiet); lines = []
+    run_corpus(s, say=lines.append)
+    assert sum('done before' in l for l in lines) == len(STEPS)
+
+def test_metadata_of_strangers_decides_nothing(tmp_path):
+    rows_in = [dict(id=str(i), text=different(i), repeats=r, tier='high', kind=k) for i, (r, k) in enumerate([('5', 'python'), (-5, ''), (10**9, 'text'), ([1], 'python')])]
+    run_corpus(CorpusSettings(inputs=put(tmp_path/'x.jsonl', rows_in), out=tmp_path/'out', **PLAIN), say=quiet)
+    assert Shards(tmp_path/'out'/'train').n_documents == 4
+
+def test_many_broken_lines_are_counted_and_the_first_are_named(tmp_path):
+    (tmp_path/'x.jsonl').write_text('x\n' * 5000 + json.dumps(dict(id='a', text=different(1))))
+    report = run_corpus(CorpusSettings(inputs=(str(tmp_path/'x.jsonl'),), out=tmp_path/'out', **PLAIN), say=quiet)
+    extract = report['steps'][1]
+    assert extract['why'] == {'broken record': 5000} and extract['n_in'] == 5001 and len(rows(tmp_path/'out'/'dead.jsonl')) == 1000
+
+def test_names_that_are_not_utf8_and_codecs_that_are_no_encoding(tmp_path):
+    (tmp_path/'in').mkdir()
+    (tmp_path/'in'/os.fsdecode(b'bad\xff\xfe.txt')).write_text(different(1))
+    (tmp_path/'in'/'escape.py').write_bytes(b'# coding: unicode_escape\nx = "\\ud800"\n' + b'y = 1\n' * 30)
+    run_corpus(CorpusSettings(inputs=(str(tmp_path/'in'),), out=tmp_path/'out', docstrings=0., **PLAIN), say=quiet)
+    assert [d.id for d in read_documents(tmp_path/'out'/'documents.jsonl')] == ['in/bad\\xff\\xfe.txt']
+    assert [r['why'] for r in rows(tmp_path/'out'/'dead.jsonl')] == ['unknown encoding']
+
+def test_what_is_no_file_is_said_to_be_none(tmp_path):
+    os.mkfifo(tmp_path/'pipe'); (tmp_path/'loop').symlink_to('loop')
+    for spec, message in ((str(tmp_path/'pipe'), 'not a regular file'), (str(tmp_path/'loop'), 'not a regular file'), ('/dev/zero', 'not a regular file'), ('', 'expected a file')):
+        with pytest.raises(UserError, match=message): run_corpus(replace(SMALL, inputs=(spec,), out=tmp_path/'out'), say=quiet)
+    (tmp_path/'file').write_text(''); (tmp_path/'out').mkdir(); (tmp_path/'out'/'steps').write_text('')
+    for out in (tmp_path/'file', tmp_path/'out'):
+        with pytest.raises(UserError, match='a file is where the folder'): run_corpus(replace(SMALL, out=out), say=quiet)
+
+def test_two_runs_in_one_folder(small):
+    import fcntl
+    (small.out/'steps').mkdir(parents=True)
+    with open(small.out/'steps'/'lock', 'w') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match='another run is writing here'): run_corpus(small, say=quiet)
+    run_corpus(small, say=quiet)
+
+def test_what_a_killed_process_was_writing_is_swept_away(small, whole):
+    (small.out/'steps'/'clean').mkdir(parents=True); (small.out/'steps'/'clean'/'.00000.jsonl.xyz').write_text('half'); (small.out/'.train.xyz').mkdir()
+    run_corpus(small, say=quiet)
+    assert not list(small.out.rglob('.*')) and content(small.out) == whole
