@@ -1,4 +1,4 @@
-"""The rule chain on Ray Data: two workers against one, over the same documents of this environment.
+"""The rule chain on Ray: two workers against one, over the same documents of this environment.
 
 The documents lie in one JSONL file; a task is a range of its bytes, which a worker reads and holds against all rules. Ray is started
 anew for each number of workers, compiled code and imports are warmed up first, the two alternate; one process and two processes

@@ -8,7 +8,7 @@ Docs: https://labkit.github.io/labkit/nbs/1_corpus/executor.html.md"""
 __all__ = ['die_at', 'Failed', 'Executor', 'OneProcess', 'Processes', 'RayCluster', 'executor_for', 'judge_lines']
 
 # %% ../../nbs/1_corpus/25_executor.ipynb #6bcb6134
-import logging, multiprocessing, os, pickle, re, signal, warnings
+import multiprocessing, os, re, signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -90,17 +90,10 @@ class Processes:
         for f in as_completed(futures): yield futures[f], _answer(f)
 
 # %% ../../nbs/1_corpus/25_executor.ipynb #9e2b1093
-@dataclass(frozen=True)
-class _Call:
-    "A row with a task in it becomes a row with a result, or with the exception that the function raised"
-    fn: Callable
-    def __call__(self, row: dict) -> dict:
-        try: out = True, self.fn(pickle.loads(row['task']))
-        except Exception as e: out = False, e
-        return dict(i=row['i'], out=pickle.dumps(out))
+def _call(fn: Callable, task: Any) -> Any: return fn(task)
 
 def _ray():
-    try: import ray, ray.data
+    try: import ray
     except ModuleNotFoundError: raise UserError("executor = ray: Ray is not installed; pip install 'labkit[ray]'") from None
     return ray
 
@@ -127,20 +120,18 @@ class RayCluster:
         tasks: Sequence,  # arguments
     ) -> Iterator[tuple[int, Any]]: # number of the task, result or `Failed`
         "Results in the order in which they come"
-        if not len(tasks): return
-        data, missing = _ray().data, set(range(len(tasks)))
-        ctx = data.DataContext.get_current()
-        ctx.max_errored_blocks, ctx.enable_progress_bars = -1, False # what is lost is missed below, by its number
-        logging.getLogger('ray.data').setLevel(logging.CRITICAL)
-        rows = data.from_items([dict(i=i, task=pickle.dumps(t)) for i, t in enumerate(tasks)], override_num_blocks=len(tasks))
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore') # the one way to set max_retries, which is without end by default, is deprecated
-            rows = rows.map(_Call(fn), num_cpus=1, concurrency=min(self.workers, len(tasks)) or None, ray_remote_args_fn=lambda: dict(max_retries=self.retries))
-        for row in rows.iter_rows():
-            fine, out = pickle.loads(row['out'])
-            if not fine: raise out
-            missing.discard(row['i']); yield row['i'], out
-        for i in sorted(missing): yield i, Failed('its process died, or the function could not be loaded there')
+        ray, todo, running = _ray(), iter(enumerate(tasks)), {}
+        from ray.exceptions import RayError, RayTaskError
+        remote, room = ray.remote(num_cpus=1, max_retries=self.retries)(_call), 2 * (self.workers or int(ray.cluster_resources()['CPU']))
+        while True:
+            running |= {remote.remote(fn, task): i for _, (i, task) in zip(range(room - len(running)), todo)}
+            if not running: return
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            i = running.pop(done)
+            try: out = ray.get(done)
+            except RayTaskError as e: raise e.cause from None # what the function raised
+            except RayError as e: out = Failed(f'its process died ({type(e).__name__})')
+            yield i, out
 
 # %% ../../nbs/1_corpus/25_executor.ipynb #bddbc51c
 def executor_for(
