@@ -66,9 +66,9 @@ def retention(
     for i, (name, d) in enumerate({'WanJuan-CC, from Common Crawl (published)': WANJUAN, 'this run': left}.items()):
         at = [(k, s) for k, s in enumerate(steps) if s == 'read' or s in d]
         ax.plot([k for k, _ in at], [100 * d.get(s, 1) for _, s in at], 'o-', color=COLORS[i], label=name)
-        for k, s in at[1:]: ax.annotate(f'{100 * d[s]:.3g}%', (k, 100 * d[s]), textcoords='offset points', xytext=(4, 5), fontsize=8, color=COLORS[i])
+        for k, s in at[1:]: ax.annotate(f'{100 * d[s]:.3g}%', (k, 100 * d[s]), textcoords='offset points', xytext=(4, (-13, 6)[i]), fontsize=8, color=COLORS[i])
     ticks = [1, 3, 10, 30, 100]
-    ax.set(yscale='log', ylabel='% of the documents left', yticks=ticks, yticklabels=ticks, xticks=range(len(steps)), xticklabels=steps, ylim=(.8, 160)); ax.minorticks_off(); ax.legend(loc='lower left')
+    ax.set(yscale='log', ylabel='% of the documents left', yticks=ticks, yticklabels=ticks, xticks=range(len(steps)), xticklabels=steps, ylim=(.6, 160)); ax.minorticks_off(); ax.legend(loc='lower left')
     plt.close(fig)
     return fig
 
