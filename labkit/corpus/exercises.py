@@ -10,7 +10,7 @@ __all__ = ['newest', 'ranges', 'held_out', 'bom_encoding', 'ungarble', 'top_word
            'check_digit', 'choose_bands', 'containment', 'winnow', 'merged', 'partitions_for', 'two_hops',
            'licence_counts', 'longest_chain', 'average_hash', 'covered', 'variants', 'merge', 'best_split', 'positions',
            'capped', 'retained', 'shorten', 'merge_tallies', 'in_order', 'isolate', 'skip_pairs', 'best_share',
-           'threshold_for', 'epochs', 'helps']
+           'threshold_for', 'epochs', 'helps', 'unfinished']
 
 # %% ../../nbs/1_corpus/90_exercises.ipynb #dcb1e778
 import math
@@ -487,3 +487,18 @@ def helps(
     scores = ngram_scores(NgramModel.train_ids([rng.integers(0, 100, 5000)], 100))
     assert bool(f(scores, np.r_[a, a])) is True, 'the second half repeats the first: it helps'
     assert bool(f(scores, np.r_[a, b])) is False, 'the halves have no word in common: the first only misleads the cache'
+
+# %% ../../nbs/1_corpus/90_exercises.ipynb #3c0a3eeb
+@exercise
+def unfinished(
+    f, # (folder, number of tasks) → numbers of the tasks without a summary
+) -> None:
+    "Which parts of a step are missing"
+    import tempfile
+    from pathlib import Path
+    from labkit.corpus.batches import Part
+    with tempfile.TemporaryDirectory() as d:
+        for i in (0, 2, 3): Part(Path(d), i).finish({})
+        Part(Path(d), 1).path('jsonl').write_text('half')
+        got = list(f(Path(d), 6))
+        assert got == [1, 4, 5], f'the parts 1, 4 and 5 have no summary (part 1 has only begun); got {got}'

@@ -8,7 +8,8 @@ from labkit.core.files import samples
 from labkit.core.settings import UserError, as_ini, load
 from labkit.corpus import pipeline
 from labkit.corpus.documents import Document, read_documents, text_id
-from labkit.corpus.pipeline import CorpusSettings, Piece, STEPS, batches, fingerprints, is_valid, main, repeated_ids, run_corpus
+from labkit.corpus.batches import Piece, batches, repeated_ids
+from labkit.corpus.pipeline import CorpusSettings, STEPS, fingerprints, is_valid, main, run_corpus
 from labkit.corpus.sources import SourceFile
 from labkit.corpus.tokens import Shards
 
