@@ -212,3 +212,7 @@ def test_a_gradient_that_is_not_finite(corpus, tmp_path):
 def test_unknown_option_names_it(capsys):
     with pytest.raises(SystemExit) as e: main(['--learning-rate', '1'])
     assert e.value.code == 2 and '--learning-rate' in capsys.readouterr().err
+
+def test_the_peak_is_measured_however_busy_the_machine_is():
+    from labkit.pretrain.trainer import matmul_peak
+    assert matmul_peak(seconds=0.) > 0, 'a run whose time is over before the first product'

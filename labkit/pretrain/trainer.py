@@ -175,11 +175,12 @@ def matmul_peak(
     seconds: float = .2,           # how long to look
 ) -> float: # FLOP/s, the best of what was seen
     "Measured speed of a square matrix product with the threads of this process: the 100% of MFU"
-    n, best, end = 768 if device == 'cpu' else 8192, 0., time.perf_counter() + seconds
+    n, best = 768 if device == 'cpu' else 8192, 0.
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in 'ab')
     sync = torch.cuda.synchronize if device != 'cpu' else lambda: None
-    a @ b; sync()
-    while time.perf_counter() < end:
+    a @ b; sync() # the first product starts threads and takes its time; the clock starts behind it
+    end = time.perf_counter() + seconds
+    while not best or time.perf_counter() < end:
         t = time.perf_counter(); a @ b; sync()
         best = max(best, 2*n**3 / (time.perf_counter() - t))
     return best
