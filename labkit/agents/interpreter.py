@@ -8,7 +8,6 @@ Docs: https://labkit.github.io/labkit/nbs/8_agents/interpreter.html.md"""
 __all__ = ['DRIVER', 'program', 'Interpreter', 'unfence']
 
 # %% ../../nbs/8_agents/02_interpreter.ipynb #41f37f84
-import json
 from collections.abc import Callable
 from .tools import Tool, ToolError, shorten
 from ..core.sandbox import SandboxResult, run_python

@@ -10,8 +10,8 @@ __all__ = ['type_schema', 'parameter_docs', 'function_schema', 'ToolError', 'rea
 
 # %% ../../nbs/8_agents/01_tools.ipynb #6f483186
 import ast, difflib, inspect, json, math, operator, re, threading, time, types, typing
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cached_property
 
 # %% ../../nbs/8_agents/01_tools.ipynb #db7f2373

@@ -12,7 +12,6 @@ import html, json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
 from ..core.files import BadLine, read_jsonl, replacing, write_jsonl
 from ..core.settings import UserError
 

@@ -8,9 +8,9 @@ Docs: https://labkit.github.io/labkit/nbs/9_chain/report.html.md"""
 __all__ = ['CSS', 'Section', 'facts_html', 'is_number', 'table_html', 'own_ids', 'section_html', 'page', 'write_page']
 
 # %% ../../nbs/9_chain/03_report.ipynb #7efe4012
-import html, platform, time
+import html, platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from .. import __version__

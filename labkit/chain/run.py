@@ -9,13 +9,13 @@ __all__ = ['STAGES', 'NEEDS', 'TINY', 'SECTIONS', 'ChainSettings', 'fingerprint'
            'check_stages', 'upstream', 'run_chain', 'main']
 
 # %% ../../nbs/9_chain/01_chain.ipynb #4d417658
-import dataclasses, hashlib, importlib, json, platform, shutil, time
+import dataclasses, hashlib, importlib, json, shutil, time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 from ..core.files import replacing
-from ..core.settings import RunSettings, SettingsError, UserError, as_ini, from_command_line, load, nearest
+from ..core.settings import RunSettings, SettingsError, UserError, from_command_line, load, nearest
 
 # %% ../../nbs/9_chain/01_chain.ipynb #247e7de6
 STAGES = ('corpus', 'pretrain', 'finetune', 'quantize', 'serve', 'evaluate', 'agent', 'report')

@@ -11,7 +11,7 @@ __all__ = ['PROMPTS', 'ASKED', 'SECTIONS', 'WORK', 'keep_figure', 'corpus', 'pre
            'agent_section', 'report']
 
 # %% ../../nbs/9_chain/02_stages.ipynb #a11c1027
-import contextlib, json, time
+import contextlib, time
 from dataclasses import asdict, replace
 from pathlib import Path
 from .run import Job

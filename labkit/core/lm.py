@@ -9,9 +9,9 @@ __all__ = ['Sampling', 'Completion', 'LM', 'MissingRecording', 'Recorder', 'Reco
 
 # %% ../../nbs/0_start/04_lm.ipynb #852d8655
 import hashlib, json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from .files import read_jsonl, write_jsonl

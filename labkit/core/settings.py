@@ -9,7 +9,7 @@ __all__ = ['SECTIONS', 'RunSettings', 'UserError', 'SettingsError', 'nearest', '
            'check_known_sections', 'from_command_line', 'as_ini']
 
 # %% ../../nbs/0_start/01_settings.ipynb #0383bf9b
-import argparse, configparser, contextlib, dataclasses, io, os, sys, types, typing
+import argparse, configparser, os, sys, types, typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path

@@ -256,14 +256,23 @@ class Library:
         return Document(**row)
     def column(self, number: int, name: str) -> int | float:
         "One value of those that `clean` wrote down: offset, exact, length, date, bytes"
-        return columns_of(str(self.part(number).path('npz')))[name][int(number) & 0xffffffff]
+        return columns_of(self.part(number).path('npz'))[name][int(number) & 0xffffffff]
+
+def columns_of(
+    path: Path, # an .npz file
+) -> dict[str, np.ndarray]:
+    "Its arrays; kept in memory until the file is another one"
+    return _loaded(path, path.stat().st_mtime_ns)
 
 @lru_cache(64)
-def columns_of(path: str) -> dict[str, np.ndarray]:
+def _loaded(path: Path, time: int) -> dict[str, np.ndarray]:
     with np.load(path) as z: return dict(z)
 
-@lru_cache(4096)
 def _shingles(library: Library, number: int) -> np.ndarray:
+    return _shingled(library, number, library.part(number).path('jsonl').stat().st_mtime_ns)
+
+@lru_cache(4096)
+def _shingled(library: Library, number: int, time: int) -> np.ndarray:
     from labkit.corpus.dedup import shingles
     return shingles(library(number).text)
 

@@ -10,7 +10,6 @@ __all__ = ['FOURS', 'apportion', 'turns', 'keyed', 'permuted', 'Blend', 'rows_of
 # %% ../../nbs/1_corpus/22_blend.ipynb #2cda5a59
 import hashlib, json
 from collections.abc import Mapping
-from functools import cached_property
 import numpy as np
 from fastcore.basics import patch
 from ..core.settings import UserError

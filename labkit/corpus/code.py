@@ -12,10 +12,10 @@ __all__ = ['HASH', 'SLASH', 'STRING', 'TRIPLE', 'HASH_PARTS', 'SLASH_PARTS', 'HE
 
 # %% ../../nbs/1_corpus/16_code.ipynb #a325b5b9
 import ast, re, warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from .documents import Document
-from .rules import Rule, Verdict, broken, explain
+from .rules import Rule, Verdict, broken
 
 # %% ../../nbs/1_corpus/16_code.ipynb #195f7743
 HASH = ('.py', '.pyi', '.sh', '.rb', '.r', '.toml', '.yaml', '.yml', '.cmake', '.pl')

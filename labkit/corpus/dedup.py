@@ -13,7 +13,7 @@ __all__ = ['ALONE', 'BASE', 'ODD1', 'ODD2', 'AT', 'ROLL', 'WORDS', 'KEY1', 'KEY2
 # %% ../../nbs/1_corpus/10_dedup.ipynb #c71e8f90
 import functools, math, re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 import numpy as np

@@ -14,8 +14,8 @@ __all__ = ['BOMS', 'DECLARED', 'LONE', 'CHARSETS', 'GARBLED', 'FRONT', 'IMAGE', 
 
 # %% ../../nbs/1_corpus/03_extract.ipynb #0454091b
 import ast, codecs, email, inspect, json, math, os, re, resource, select, shutil, signal, subprocess, sys, tempfile, threading, time, unicodedata
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import patch

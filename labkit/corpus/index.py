@@ -10,7 +10,7 @@ __all__ = ['MAGIC', 'HEAD', 'part_path', 'write_bands', 'parts', 'read_partition
 
 # %% ../../nbs/1_corpus/12_band_index.ipynb #ca23dc13
 import json, struct, zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np

@@ -9,7 +9,7 @@ __all__ = ['LANGUAGES', 'SWITCH', 'excerpt', 'identify', 'Segment', 'segments']
 
 # %% ../../nbs/1_corpus/06_language.ipynb #f3a818e9
 import functools, math, re, unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
 from ..core.settings import UserError

@@ -25,7 +25,7 @@ from .batches import FULL, OWN, CleanTask, DedupTask, FinishTask, Library, Part,
 from .dedup import MinHash
 from .documents import Document, read_documents, text_id
 from .executor import Executor, Failed, executor_for
-from .language import LANGUAGES, identify
+from .language import identify
 from .report import write_report
 from .rules import PROFILES
 from .sources import SourceFile, find_files, manifest, select_files
@@ -117,7 +117,7 @@ def dedup_step(work: Work) -> dict:
     s, folder, library, since, old = work.settings, work.path('dedup'), _library(work), doc_number(read_json(work.path('clean.json'))['first'], 0), _earlier(work)
     tasks = [DedupTask(Part(folder, i), range(i * PARTITIONS // SHARES, (i + 1) * PARTITIONS // SHARES), work.path('clean', 'index'), library, s.jaccard, s.near, since) for i in range(SHARES)]
     rows = run_tasks(work.executor, compare, tasks, 'dedup')
-    pairs = {k: [columns_of(str(t.part.path('npz')))[k] for t in tasks] for k in ('exact', 'near', 'ids')}
+    pairs = {k: [columns_of(t.part.path('npz'))[k] for t in tasks] for k in ('exact', 'near', 'ids')}
     edges = [*pairs['exact'], *pairs['near'], old['clusters']]
     many = sum(map(len, edges)) // 1_000_000 # below that, sending them around costs more than the work
     clusters = components(edges, many, partial(_run, work.executor)) if many > 1 else components(edges)
@@ -132,7 +132,7 @@ def _library(work: Work) -> Library: return Library(tuple((n, Path(p)) for n, p 
 
 def _earlier(work: Work) -> dict[str, np.ndarray]:
     "Clusters, and documents that fell, of the runs before"
-    if work.settings.against: return columns_of(str((work.settings.against/'steps'/'dedup'/'clusters.npz').resolve()))
+    if work.settings.against: return columns_of(work.settings.against/'steps'/'dedup'/'clusters.npz')
     return dict(clusters=np.zeros((0, 2), np.int64), fell=np.zeros(0, np.int64))
 
 def _call(args: tuple): return args[0](*args[1])
@@ -145,10 +145,10 @@ def _run(ex: Executor, fn: Callable, *args: Iterable) -> list:
 
 # %% ../../nbs/1_corpus/27_pipeline.ipynb #9e71b374
 def _models(work: Work) -> tuple[Stage, ...]:
-    "The stages that the settings ask for; models are trained once and kept in the run's folder"
+    "The stages that the settings ask for; models are trained once and kept with the step, so that a step that begins anew trains anew"
     s, out = work.settings, []
     for name in ('safety',) * s.safety + ('quality',) * (s.quality > 0):
-        if not (folder := work.path('models', name)).exists(): _train(name, folder)
+        if not (folder := work.path('finish', 'models', name)).exists(): _train(name, folder)
         out.append(Safety(str(folder)) if name == 'safety' else Quality(str(folder), s.quality))
     if s.tiers: out.append(Code())
     if s.decontaminate: out.append(Decontaminate(tuple(map(str, s.decontaminate)), ' '.join(file_digest(f) for f in s.decontaminate)))

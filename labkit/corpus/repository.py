@@ -11,7 +11,7 @@ __all__ = ['CODE', 'FENCES', 'DOCS', 'TRIPLE', 'COMMENTED', 'PYTHON', 'INCLUDE',
 
 # %% ../../nbs/1_corpus/17_repository.ipynb #bcef2d3e
 import heapq, posixpath, re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from .documents import Document

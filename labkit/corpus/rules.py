@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from ..core.settings import UserError
 from . import comparable
-from .signals import SIGNALS, cut, measure
+from .signals import cut, measure
 
 # %% ../../nbs/1_corpus/05_rules.ipynb #0968ca50
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ __all__ = ['KINDS', 'BREAKS', 'SCORES', 'SAFETY', 'host_of', 'Hit', 'Blocklist',
 
 # %% ../../nbs/1_corpus/08_safety.ipynb #43568163
 import functools, hashlib, importlib.util, json, random, re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np

@@ -8,13 +8,12 @@ Docs: https://labkit.github.io/labkit/nbs/7_evaluate/humaneval.html.md"""
 __all__ = ['STOPS', 'Problem', 'problems', 'WrongAnswer', 'Verdict', 'judge', 'cut', 'from_chat', 'ask_programs']
 
 # %% ../../nbs/7_evaluate/06_humaneval.ipynb #78b2c31d
-import functools, re, time
+import re, time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ..core.lm import LM, Sampling
 from ..core.sandbox import CallFailed, SandboxDied, Session
 from ..core.settings import UserError
-from .store import Store
 
 # %% ../../nbs/7_evaluate/06_humaneval.ipynb #2cd12f60
 @dataclass(frozen=True)

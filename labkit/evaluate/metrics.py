@@ -9,9 +9,9 @@ __all__ = ['normalize_text', 'words', 'exact_match', 'contains', 'equal', 'f1', 
            'first_option', 'last_number', 'pass_at_k', 'wilson', 'bootstrap', 'interval']
 
 # %% ../../nbs/7_evaluate/02_metrics.ipynb #070fed2e
-import math, random, re, string, unicodedata
+import math, random, re, unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 # %% ../../nbs/7_evaluate/02_metrics.ipynb #69211234
 def normalize_text(text: str) -> str:

@@ -14,7 +14,6 @@ import csv, dataclasses, hashlib, io, json, time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
 from tyro.conf import Positional
 from ..core.files import replacing, samples, write_jsonl
 from ..core.lm import LM, Endpoint, Sampling

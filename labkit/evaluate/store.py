@@ -9,7 +9,7 @@ __all__ = ['Store']
 
 # %% ../../nbs/7_evaluate/05_store.ipynb #f24f5624
 import json, os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from ..core.settings import UserError
 

@@ -12,14 +12,14 @@ __all__ = ['group_size', 'quantize_groups', 'dequantize_groups', 'pack', 'unpack
 # %% ../../nbs/5_inference/02_quantize.ipynb #9f760ed0
 import copy, json, math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
 import tyro
 from ..core.files import replacing_dir
-from ..core.settings import RunSettings, UserError, from_command_line
+from ..core.settings import UserError, from_command_line
 from .cache import dequantize_kv, quantize_kv
 
 # %% ../../nbs/5_inference/02_quantize.ipynb #0683ecfa

@@ -9,7 +9,6 @@ __all__ = ['FAMILIES', 'PRESETS', 'RopeScaling', 'ModelConfig', 'check_config', 
            'flops_per_token', 'kv_bytes_per_token', 'from_hf', 'to_hf']
 
 # %% ../../nbs/2_model/01_config.ipynb #8973ef28
-import math
 from dataclasses import asdict, dataclass, replace
 from ..core.settings import UserError
 

@@ -13,9 +13,9 @@ __all__ = ['Prompt', 'BYTE_OF', 'CALL_MARKS', 'ApiError', 'StreamOptions', 'Gene
 
 # %% ../../nbs/6_serve/01_protocol.ipynb #81bacdbf
 import json, re, time, uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from ..core.lm import Sampling
 from ..inference.stream import Detokenizer

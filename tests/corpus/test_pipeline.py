@@ -8,6 +8,7 @@ from labkit.core.files import samples
 from labkit.core.settings import UserError, as_ini, load
 from labkit.corpus import pipeline
 from labkit.corpus.documents import Document, read_documents, text_id
+from labkit.corpus.language import LANGUAGES
 from labkit.corpus.batches import Piece, batches, repeated_ids
 from labkit.corpus.pipeline import CorpusSettings, STEPS, fingerprints, is_valid, main, run_corpus
 from labkit.corpus.sources import SourceFile
@@ -188,14 +189,14 @@ def different(n): # texts that share nothing
 def test_duplicate_ids_get_names_of_their_own_across_files(tmp_path):
     for name, texts in dict(x=[0, 1], y=[2]).items():
         (tmp_path/f'{name}.jsonl').write_text('\n'.join(json.dumps(dict(id='a', text=different(i))) for i in texts))
-    run_corpus(CorpusSettings(inputs=(str(tmp_path/'x.jsonl'), str(tmp_path/'y.jsonl')), out=tmp_path/'out', profile='none', languages=pipeline.LANGUAGES, vocab_size=300, valid_share=0., executor='one', batch_mb=.01), say=quiet)
+    run_corpus(CorpusSettings(inputs=(str(tmp_path/'x.jsonl'), str(tmp_path/'y.jsonl')), out=tmp_path/'out', profile='none', languages=LANGUAGES, vocab_size=300, valid_share=0., executor='one', batch_mb=.01), say=quiet)
     assert [d.id for d in read_documents(tmp_path/'out'/'documents.jsonl')] == ['a', 'a#2-' + text_id(different(1))[:6], 'a#3-' + text_id(different(2))[:6]]
 
 @pytest.mark.parametrize('keep, stays', [('longest', 'old'), ('newest', 'new')])
 def test_who_stays(tmp_path, keep, stays):
     text = different(0)
     (tmp_path/'x.jsonl').write_text('\n'.join(json.dumps(dict(id=i, text=t, date=d)) for i, t, d in [('old', text + ' and more', '2024-01-01'), ('new', text, '2026-01-01'), ('copy', text, '2025-01-01')]))
-    run_corpus(CorpusSettings(inputs=(str(tmp_path/'x.jsonl'),), out=tmp_path/'out', profile='none', languages=pipeline.LANGUAGES, vocab_size=300, valid_share=0., keep=keep, executor='one'), say=quiet)
+    run_corpus(CorpusSettings(inputs=(str(tmp_path/'x.jsonl'),), out=tmp_path/'out', profile='none', languages=LANGUAGES, vocab_size=300, valid_share=0., keep=keep, executor='one'), say=quiet)
     assert [d.id for d in read_documents(tmp_path/'out'/'documents.jsonl')] == [stays]
     why = {r['id']: (r['why'], r['kept']) for r in rows(tmp_path/'out'/'fallen.jsonl')}
     assert why['copy'] == (('exact' if stays == 'new' else 'near') + ' duplicate', stays)
@@ -203,7 +204,7 @@ def test_who_stays(tmp_path, keep, stays):
 def test_a_large_file_is_shared_out(tmp_path):
     n = 60
     (tmp_path/'x.jsonl').write_text('\n'.join(json.dumps(dict(id=str(i), text=different(i))) for i in range(n)))
-    s = CorpusSettings(inputs=(str(tmp_path/'x.jsonl'),), out=tmp_path/'out', profile='none', languages=pipeline.LANGUAGES, vocab_size=300, valid_share=0., executor='one', batch_mb=.01)
+    s = CorpusSettings(inputs=(str(tmp_path/'x.jsonl'),), out=tmp_path/'out', profile='none', languages=LANGUAGES, vocab_size=300, valid_share=0., executor='one', batch_mb=.01)
     run_corpus(s, say=quiet)
     assert len(list((tmp_path/'out/steps/clean').glob('*.npz'))) > 4
     assert [d.id for d in read_documents(tmp_path/'out'/'documents.jsonl')] == [str(i) for i in range(n)]
@@ -256,7 +257,7 @@ def test_a_later_run_is_held_against_an_earlier_one(tmp_path):
     text = {i: different(i) for i in range(6)}
     def run(name, ids, against=None):
         (tmp_path/f'{name}.jsonl').write_text('\n'.join(json.dumps(dict(id=f'{name}{i}', text=text[i] + (' and more' if name != 'a' else ''))) for i in ids))
-        s = CorpusSettings(inputs=(str(tmp_path/f'{name}.jsonl'),), out=tmp_path/name, profile='none', languages=pipeline.LANGUAGES, vocab_size=300, valid_share=0., executor='one', batch_mb=.005, against=against)
+        s = CorpusSettings(inputs=(str(tmp_path/f'{name}.jsonl'),), out=tmp_path/name, profile='none', languages=LANGUAGES, vocab_size=300, valid_share=0., executor='one', batch_mb=.005, against=against)
         run_corpus(s, say=quiet)
         return [d.id for d in read_documents(tmp_path/name/'documents.jsonl')]
     assert run('a', [0, 1, 2]) == ['a0', 'a1', 'a2']
@@ -285,7 +286,7 @@ def test_high_tier_code_is_read_twice_and_the_low_falls(small):
     assert {d.metadata['tier'] for d in docs if d.metadata.get('kind') == 'python'} <= {'high', 'moderate'}
     assert Shards(small.out/'train').n_documents == sum(d.metadata.get('repeats', 1) for d in docs) > len(docs)
 
-PLAIN = dict(profile='none', languages=pipeline.LANGUAGES, vocab_size=300, valid_share=0., executor='one', privacy=False)
+PLAIN = dict(profile='none', languages=LANGUAGES, vocab_size=300, valid_share=0., executor='one', privacy=False)
 
 def put(path, docs): path.write_text('\n'.join(json.dumps(d) for d in docs)); return (str(path),)
 
@@ -354,3 +355,14 @@ def test_what_a_killed_process_was_writing_is_swept_away(small, whole):
     (small.out/'steps'/'clean').mkdir(parents=True); (small.out/'steps'/'clean'/'.00000.jsonl.xyz').write_text('half'); (small.out/'.train.xyz').mkdir()
     run_corpus(small, say=quiet)
     assert not list(small.out.rglob('.*')) and content(small.out) == whole
+
+def test_run_again_in_the_same_process_with_other_inputs(tmp_path):
+    "What a process remembers of parts must not outlive them"
+    s = lambda: CorpusSettings(inputs=(str(tmp_path/'x.jsonl'),), out=tmp_path/'out', **PLAIN)
+    pair = lambda n: [dict(id=f'{n}{i}', text=different(n) + ' and more' * i) for i in range(2)]
+    put(tmp_path/'x.jsonl', [dict(id='alone', text=different(7)), *pair(1)])
+    run_corpus(s(), say=quiet)
+    put(tmp_path/'x.jsonl', [*pair(2), dict(id='other', text=different(8) + ' with a longer end'), *pair(3)])
+    run_corpus(s(), say=quiet)
+    assert [d.id for d in read_documents(tmp_path/'out'/'documents.jsonl')] == ['21', 'other', '31']
+    assert {r['id']: r['kept'] for r in rows(tmp_path/'out'/'fallen.jsonl')} == {'20': '21', '30': '31'}
