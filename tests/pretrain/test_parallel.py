@@ -7,7 +7,7 @@ from labkit.core.settings import SettingsError, UserError
 from labkit.pretrain.checkpoint import checkpoints
 from labkit.pretrain.parallel import Layout, RankError, launch, parse_parallel, rank_environment, threads_per_rank
 from labkit.pretrain.trainer import train
-from test_pretrain_trainer import RUN, assert_same_bits, command, corpus, quiet, tiny, weights
+from small import RUN, assert_same_bits, command, quiet, tiny, weights
 
 @pytest.mark.parametrize('text, world', [('', 1), ('  ', 1), ('ddp:1', 1), ('ddp:2', 2), (' ddp : 16 ', 16)])
 def test_parallel_is_read(text, world): assert parse_parallel(text) == Layout(ddp=world) and parse_parallel(text).world == world

@@ -10,32 +10,7 @@ from labkit.pretrain import checkpoint as checkpoint_module
 from labkit.pretrain.checkpoint import checkpoints
 from labkit.pretrain.trainer import Interrupted, PretrainSettings, Trainer, loss_figure, main, train
 
-ROOT = Path(__file__).parents[1]
-RUN = RunSettings(device='cpu', dtype='float32', threads=1)
-quiet = lambda line: None
-
-def write_corpus(folder: Path, vocab_size: int = 300) -> Path:
-    text = (ROOT/'LICENSE').read_text()
-    docs = [text[i:i + 700] for i in range(0, len(text), 700)]
-    tok = train_tokenizer(docs, vocab_size)
-    write_shards([tok.encode(d) for d in docs[2:]], folder/'train', tok)
-    write_shards([tok.encode(d) for d in docs[:2]], folder/'valid', tok)
-    tok.save(folder/'tokenizer')
-    return folder
-
-@pytest.fixture(scope='session')
-def corpus(tmp_path_factory): return write_corpus(tmp_path_factory.mktemp('corpus'))
-
-def tiny(corpus, out, **changes):
-    return PretrainSettings(**{**dict(data=corpus, out=out, model='lab-1m', layers=2, dim=16, heads=2, kv_heads=1, ffn_dim=32, steps=10, seq_len=16, batch_tokens=64,
-                            micro_batch=2, lr=1e-2, warmup=2, save_every=4, keep_last=3, log_every=1, eval_every=5, tensorboard=False), **changes})
-
-def weights(out, step): return load_file(Path(out)/f'step-{step}'/'model.safetensors'), torch.load(Path(out)/f'step-{step}'/'optimizer.pt', weights_only=True)['state']
-
-def assert_same_bits(a, b):
-    (ma, oa), (mb, ob) = a, b
-    assert ma.keys() == mb.keys() and all(torch.equal(ma[k], mb[k]) for k in ma)
-    assert oa.keys() == ob.keys() and all(torch.equal(oa[i][k], ob[i][k]) for i in oa for k in oa[i])
+from small import RUN, assert_same_bits, command, quiet, tiny, weights, write_corpus
 
 @pytest.fixture(scope='module')
 def whole(corpus, tmp_path_factory):
@@ -88,7 +63,6 @@ def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(whole, corpus, tmp_path)
     train(tiny(corpus, tmp_path), RUN, say=quiet)
     assert_same_bits(weights(tmp_path, 10), weights(whole[0], 10))
 
-def command(*args): return [sys.executable, '-c', 'import sys; from labkit.pretrain.trainer import main; sys.exit(main())', *map(str, args)]
 
 def test_ctrl_c_on_the_command_line_exits_with_130(corpus, tmp_path):
     (tmp_path/'s.ini').write_text('[run]\nthreads = 1\n')
