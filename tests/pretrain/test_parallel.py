@@ -4,17 +4,35 @@ from pathlib import Path
 import pytest
 from labkit.core.files import read_jsonl
 from labkit.core.settings import SettingsError, UserError
+from labkit.model.config import preset
 from labkit.pretrain.checkpoint import checkpoints
-from labkit.pretrain.parallel import Layout, RankError, launch, parse_parallel, rank_environment, threads_per_rank
+from labkit.pretrain.parallel import Layout, RankError, check_layout, launch, parse_parallel, rank_environment, threads_per_rank
 from labkit.pretrain.trainer import train
 from small import RUN, assert_same_bits, command, quiet, tiny, weights
 
 @pytest.mark.parametrize('text, world', [('', 1), ('  ', 1), ('ddp:1', 1), ('ddp:2', 2), (' ddp : 16 ', 16)])
 def test_parallel_is_read(text, world): assert parse_parallel(text) == Layout(ddp=world) and parse_parallel(text).world == world
 
-@pytest.mark.parametrize('text', ['ddp', 'ddp:', 'ddp:0', 'ddp:-1', 'ddp:two', '2', 'fsdp:2', 'ddp:2,tp:2', 'ddp:1.5'])
+@pytest.mark.parametrize('text', ['ddp', 'ddp:', 'ddp:0', 'ddp:-1', 'ddp:two', '2', 'dp:2', 'ddp:2,ddp:2', 'fsdp=2', 'ddp:1.5', 'ddp:2 tp:2'])
 def test_parallel_that_cannot_be(text):
     with pytest.raises(SettingsError, match=re.escape(f'parallel = {text}')): parse_parallel(text)
+
+def test_parts_are_read_in_any_order():
+    layout = parse_parallel('tp:2, fsdp:4 ,ddp:3,')
+    assert layout == Layout(ddp=3, fsdp=4, tp=2) and (layout.world, layout.data_ranks) == (24, 12) and str(layout) == 'ddp:3,fsdp:4,tp:2'
+
+def test_a_wrong_part_is_named():
+    with pytest.raises(SettingsError, match=r"unknown part 'fdsp'. Did you mean 'fsdp'\? Known: pp, ddp, fsdp, cp, tp"): parse_parallel('ddp:2,fdsp:2')
+
+@pytest.mark.parametrize('layout, seq_len, devices, what', [
+    (Layout(tp=3), 512, None, 'heads = 4 cannot be cut into 3'), (Layout(tp=4), 512, None, 'kv_heads = 2 cannot be cut into 4'), (Layout(pp=2), 512, None, 'layers = 3'),
+    (Layout(cp=2), 510, None, r'seq_len = 510 cannot be cut into 4 equal parts \(cp:2\)'), (Layout(tp=2), 511, None, 'seq_len = 511'),
+    (Layout(ddp=2, fsdp=2), 512, 2, '4 processes need a GPU each, and there are 2')])
+def test_layouts_that_cannot_be(layout, seq_len, devices, what):
+    with pytest.raises(SettingsError, match=what): check_layout(layout, preset('lab-1m'), seq_len, devices)
+
+def test_layouts_that_can_be():
+    for layout in (Layout(), Layout(pp=3, ddp=5, fsdp=7, cp=2, tp=2)): check_layout(layout, preset('lab-1m'), 512)
 
 def test_ranks_share_the_cores():
     cores = len(os.sched_getaffinity(0))
