@@ -73,7 +73,8 @@ def train_by_hand(
     from labkit.model.config import preset
     from labkit.model.transformer import Transformer
     from labkit.pretrain.data import Batches, micro_batches, open_corpus
-    from labkit.pretrain.optimizer import cross_entropy_sum, make_optimizer
+    from labkit.model.cross_entropy import cross_entropy_sum
+    from labkit.pretrain.optimizer import make_optimizer
     with process_group() as group:
         torch.set_num_threads(1); torch.manual_seed(0)
         data, losses = open_corpus(corpus), []

@@ -25,7 +25,8 @@ from ..model.config import ModelConfig, preset
 from ..model.transformer import Transformer
 from .checkpoint import checkpoints, clear_leftovers, load_checkpoint, save_checkpoint
 from .data import Batches, held_out, micro_batches, open_corpus
-from .optimizer import cross_entropy_sum, learning_rate, make_optimizer, set_learning_rate
+from ..model.cross_entropy import cross_entropy_sum
+from .optimizer import learning_rate, make_optimizer, set_learning_rate
 from .parallel import Group, launch, launcher_gone, parse_parallel, process_group
 
 # %% ../../nbs/3_pretrain/11_trainer.ipynb #ce90c736
