@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/3_pretrain/exercises.html.md"""
 
 # %% auto #0
 __all__ = ['rows_of_rank', 'epochs_begun', 'warmup_cosine', 'clip_by_norm', 'accumulate', 'save_interval', 'mfu', 'ring_bytes',
-           'averaged']
+           'averaged', 'column_then_row', 'merge_lse', 'bubble', 'in_flight', 'zigzag', 'merge_attention']
 
 # %% ../../nbs/3_pretrain/90_exercises.ipynb #e9c3ae55
 import math
@@ -96,3 +96,55 @@ def averaged(fn):
     out = fn([g.clone() for g in grads])
     assert len(out) == 2, 'one tensor for each rank'
     assert all(torch.equal(o, torch.tensor([2., 4.])) for o in out), 'every rank must hold the mean, [2, 4]'
+
+# %% ../../nbs/3_pretrain/90_exercises.ipynb #c9828525
+@exercise
+def column_then_row(fn):
+    "`fn(x, A, B, ranks)`: x A B, with A cut by columns and B by rows"
+    torch.manual_seed(0)
+    x, A, B = torch.randn(3, 4), torch.randn(4, 6), torch.randn(6, 5)
+    for ranks in (1, 2, 3): assert torch.allclose(fn(x, A, B, ranks), x @ A @ B, atol=1e-5), f'{ranks} ranks: each multiplies x by its columns of A, then by its rows of B; the products are added'
+
+@exercise
+def merge_lse(fn):
+    "`fn(parts)`: the log-sum-exp of all scores, from the log-sum-exp of each rank's scores"
+    z = torch.tensor([[1., 2., 3., 4.], [0., 0., 0., 0.]])
+    parts = [p.logsumexp(-1) for p in z.chunk(2, 1)]
+    assert torch.allclose(fn(parts), z.logsumexp(-1)), 'add the exponentials of the parts, and take the logarithm'
+    big = fn([torch.tensor([1000.]), torch.tensor([1000.])])
+    assert torch.isfinite(big).all() and math.isclose(float(big), 1000 + math.log(2), rel_tol=1e-6), 'exp(1000) is infinite: take the largest out first, or use torch.logsumexp'
+
+# %% ../../nbs/3_pretrain/90_exercises.ipynb #0ade9e19
+@exercise
+def bubble(fn):
+    "`fn(p, m)`: part of the time that a stage of a pipeline of p stages waits, with m micro-batches"
+    assert fn(1, 8) == 0, 'one stage never waits'
+    assert math.isclose(fn(4, 1), .75), 'one micro-batch: one of four stages works at a time'
+    assert math.isclose(fn(2, 4), 1/5) and math.isclose(fn(4, 12), 3/15), 'm + p − 1 slots of time, of which p − 1 are idle'
+
+@exercise
+def in_flight(fn):
+    "`fn(kind, rank, p, m)`: most micro-batches whose activations a rank keeps at once"
+    assert fn('gpipe', 0, 4, 8) == fn('gpipe', 3, 4, 8) == 8, 'GPipe: all forwards come first'
+    assert [fn('1f1b', r, 4, 8) for r in range(4)] == [4, 3, 2, 1], 'the first stage has as many on their way as there are stages, the last only one'
+    assert fn('1f1b', 0, 4, 2) == 2, 'never more than there are'
+
+# %% ../../nbs/3_pretrain/90_exercises.ipynb #580159d5
+@exercise
+def zigzag(fn):
+    "`fn(rank, ranks)`: the two pieces, of 2 N, that a rank takes"
+    for n in (1, 2, 4):
+        pieces = [tuple(fn(r, n)) for r in range(n)]
+        assert sorted(p for ps in pieces for p in ps) == list(range(2*n)), f'{n} ranks: each of the {2*n} pieces must be taken once'
+        assert len({a + b for a, b in pieces}) == 1, 'work grows with the position of a piece: give each rank an early one and a late one, so that the sums are equal'
+
+@exercise
+def merge_attention(fn):
+    "`fn(out1, lse1, out2, lse2)`: attention over all keys, from attention over two halves of them"
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 4), torch.randn(6, 4), torch.randn(6, 4)
+    part = lambda k, v: ((q @ k.T).softmax(-1) @ v, (q @ k.T).logsumexp(-1))
+    out, lse = fn(*part(k[:2], v[:2]), *part(k[2:], v[2:]))
+    want, want_lse = part(k, v)
+    assert torch.allclose(lse, want_lse, atol=1e-5), 'the log-sum-exp of both: torch.logaddexp'
+    assert torch.allclose(out, want, atol=1e-5), 'each part counts exp(its lse − the lse of both)'
