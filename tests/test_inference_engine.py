@@ -50,6 +50,14 @@ def test_every_architecture_on_both_backends(changes, backend):
     assert e.stats()['backend'] == backend
     assert [c.tokens for c in e.generate(PROMPTS, GREEDY)] == [naive(model, p) for p in PROMPTS]
 
+@pytest.mark.parametrize('changes, why', [(dict(sliding_window=5, window_layers=(1,), qkv_bias=True, family='qwen2'), 'only some of its layers have a sliding window'),
+                                          (dict(n_experts=4, experts_per_token=2, family='mixtral'), 'mixture of experts'), (dict(n_experts=4, experts_per_token=2, expert_dim=32, shared_expert_dim=24, family='qwen2_moe', qkv_bias=True), 'mixture')])
+def test_architectures_that_only_torch_runs(changes, why):
+    model = tiny(1, **changes)
+    e = engine(model, backend='torch')
+    assert [c.tokens for c in e.generate(PROMPTS, GREEDY)] == [naive(model, p) for p in PROMPTS]
+    with pytest.raises(UserError, match=why): engine(model, backend='numba')
+
 def test_paged_attention_equals_the_contiguous_cache():
     ids = torch.tensor([TOKENIZER.encode(PROMPTS[3])])
     paged, flat, table = PagedCache(MODEL.cfg, 64, 4), KVCache(MODEL.cfg, max_len=64), []

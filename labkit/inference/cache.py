@@ -58,7 +58,7 @@ class KVCache:
         self.k[layer, :, t0:t1], self.v[layer, :, t0:t1] = k, v
         if layer == self.cfg.n_layers - 1: self.length = t1
         pos = torch.arange(t1, device=q.device)
-        return attend(q, self.k[layer, :, :t1].to(q.dtype), self.v[layer, :, :t1].to(q.dtype), visible(pos[t0:], pos, self.cfg.sliding_window))
+        return attend(q, self.k[layer, :, :t1].to(q.dtype), self.v[layer, :, :t1].to(q.dtype), visible(pos[t0:], pos, self.cfg.window(layer)))
     @property
     def nbytes(self) -> int: return self.k.nbytes + self.v.nbytes
 
@@ -207,11 +207,12 @@ class PagedAttention:
         self.single = [i for i, s in enumerate(spans) if s.n == 1]
         if self.single: self._pad()
     def _pad(self):
-        "Slots of all one-token spans as one matrix, padded with slot 0, and the mask that hides the padding"
+        "Slots of all one-token spans as one matrix, padded with slot 0, and a mask for each window that layers have, which hides the padding too"
         c, ss = self.cache, [self.spans[i] for i in self.single]
         lens = torch.tensor([s.start + 1 for s in ss])
         self.seen = torch.nn.utils.rnn.pad_sequence([c.slots(s.table, 0, s.start + 1) for s in ss], batch_first=True)   # (B, S)
-        self.mask = visible((lens - 1)[:, None], torch.arange(int(lens.max())), c.cfg.sliding_window).to(self.seen.device) # (B, 1, S)
+        windows = {c.cfg.window(i) for i in range(c.cfg.n_layers)}
+        self.masks = {w: visible((lens - 1)[:, None], torch.arange(int(lens.max())), w).to(self.seen.device) for w in windows} # (B, 1, S) each
         self.rows = torch.tensor([self.ends[i] - 1 for i in self.single], device=self.seen.device)
     def __call__(self, q, k, v, layer: int):
         "Write the new keys and values, then attend: one-token spans together, longer ones each by itself"
@@ -219,7 +220,7 @@ class PagedAttention:
         out = torch.empty_like(q)
         if self.single:
             K, V = self.cache.read(layer, self.seen, q.dtype)                          # (B, S, K, d)
-            out[0, self.rows] = attend(q[0, self.rows][:, None], K, V, self.mask)[:, 0]
+            out[0, self.rows] = attend(q[0, self.rows][:, None], K, V, self.masks[self.cache.cfg.window(layer)])[:, 0]
         for s, end in zip(self.spans, self.ends):
             if s.n > 1: out[:, end - s.n:end] = self._prefill(q[:, end - s.n:end], s, layer)
         return out
@@ -227,4 +228,4 @@ class PagedAttention:
         stop = s.start + s.n
         K, V = self.cache.read(layer, self.cache.slots(s.table, 0, stop), q.dtype)      # (S, K, d)
         pos = torch.arange(stop, device=q.device)
-        return attend(q, K[None], V[None], visible(pos[s.start:], pos, self.cache.cfg.sliding_window))
+        return attend(q, K[None], V[None], visible(pos[s.start:], pos, self.cache.cfg.window(layer)))

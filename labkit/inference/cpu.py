@@ -300,6 +300,8 @@ def unsupported(
     if p.dtype != torch.float32: return f'the model is in {str(p.dtype)[6:]}, the compiled step computes in float32'
     if bad := [n for n in (c.dim, c.n_heads * c.head_dim, c.ffn_dim) if n % 32]: return f'a width of {bad[0]} is no multiple of 32'
     if c.head_dim % 4 or c.vocab_size % 4: return f'head size {c.head_dim} or vocabulary {c.vocab_size} is no multiple of 4'
+    if c.n_experts: return 'it has a mixture of experts'
+    if c.window_layers is not None: return 'only some of its layers have a sliding window'
     if model.rope.dynamic: return 'dynamic RoPE scaling depends on the length'
     return None
 

@@ -76,11 +76,20 @@ class GGUFTensor:
 
     def dequantize(self) -> np.ndarray: # float32, `shape`
         "The numbers"
+        return self._rows(self.blocks).reshape(self.shape)
+
+    def _rows(self, blocks: np.ndarray) -> np.ndarray: # (rows, bytes a row) -> (rows, columns) float32
         from gguf import GGMLQuantizationType as Kind
         from gguf.quants import dequantize
-        if self.kind in ('F32', 'F16'): return self.blocks.view({'F32': '<f4', 'F16': '<f2'}[self.kind]).astype(np.float32).reshape(self.shape)
-        try: return dequantize(self.blocks, Kind[self.kind]).reshape(self.shape)
+        if self.kind in ('F32', 'F16'): return blocks.view({'F32': '<f4', 'F16': '<f2'}[self.kind]).astype(np.float32)
+        try: return dequantize(blocks, Kind[self.kind])
         except NotImplementedError: raise GGUFError(f'tensor {self.name}: blocks of type {self.kind} cannot be unpacked by the gguf package') from None
+
+    def into(self, place: torch.Tensor) -> None: # of the same shape
+        "Write the numbers to a tensor, some rows at a time, so that they never stand in memory twice"
+        flat = place.view(len(self.blocks), -1)
+        step = max(1, 2**22//flat.shape[1]) # about four million numbers
+        for i in range(0, len(flat), step): flat[i:i + step].copy_(torch.from_numpy(self._rows(self.blocks[i:i + step])))
 
 # %% ../../nbs/2_model/04_gguf.ipynb #91a8b676
 @dataclass(frozen=True)
@@ -255,8 +264,8 @@ def load_gguf(
     device: str | torch.device = 'cpu',  # where the weights go
     dtype: torch.dtype = torch.float32,  # numbers they become
 ) -> tuple[Transformer, Tokenizer]:
-    "Model and tokenizer from one file, weights dequantized one by one; raises `GGUFError`"
+    "Model and tokenizer from one file, weights dequantized some rows at a time; raises `GGUFError`"
     f = read_gguf(path)
     cfg, tokenizer = gguf_config(f), gguf_tokenizer(f)
-    pairs = ((t.name, torch.from_numpy(t.dequantize())) for t in model_tensors(f, cfg))
+    pairs = ((t.name, t) for t in model_tensors(f, cfg))
     return from_tensors(cfg, pairs, str(path), device, dtype), tokenizer

@@ -7,7 +7,7 @@ Docs: https://labkit.github.io/labkit/nbs/2_model/transformer.html.md"""
 # %% auto #0
 __all__ = ['window_mask', 'causal_attention', 'config_attention', 'RMSNorm', 'apply_rope', 'Attention', 'rope_frequencies',
            'llama3_frequencies', 'yarn_frequencies', 'attention_factor', 'Rope', 'FeedForward', 'feed_forward', 'Block',
-           'Transformer', 'init_weights', 'WeightsError', 'from_tensors']
+           'Transformer', 'init_parameter', 'init_weights', 'WeightsError', 'from_tensors']
 
 # %% ../../nbs/2_model/02_transformer.ipynb #f2faa64c
 import math, torch
@@ -260,17 +260,26 @@ class Transformer(nn.Module):
 
 # %% ../../nbs/2_model/02_transformer.ipynb #ff51f4f2
 @torch.no_grad()
+def init_parameter(
+    name: str,        # as `named_parameters` says it
+    p: Tensor,        # filled in place
+    cfg: ModelConfig, # the architecture
+    std: float | None = None, # standard deviation of matrices and embeddings (default: 1/√dim)
+    generator: torch.Generator | None = None, # source of randomness (default: torch's own)
+) -> None:
+    "A fresh weight: normal; the two projections that write to the residual stream smaller by √(2 L), as in GPT-2; norms 1, biases 0"
+    std = std or cfg.dim**-0.5
+    if name.endswith('norm.weight'): p.fill_(1)
+    elif name.endswith('bias'): p.zero_()
+    else: p.normal_(0, std / math.sqrt(2*cfg.n_layers) if 'o_proj' in name or 'down_proj' in name else std, generator=generator)
+
 def init_weights(
     self: Transformer,
     std: float | None = None, # standard deviation of matrices and embeddings (default: 1/√dim)
     generator: torch.Generator | None = None, # source of randomness (default: torch's own)
 ) -> None:
-    "Fresh weights: normal; the two projections that write to the residual stream smaller by √(2 L), as in GPT-2; norms 1, biases 0"
-    std = std or self.cfg.dim**-0.5
-    for name, p in self.named_parameters():
-        if name.endswith('norm.weight'): p.fill_(1)
-        elif name.endswith('bias'): p.zero_()
-        else: p.normal_(0, std / math.sqrt(2*self.cfg.n_layers) if 'o_proj' in name or 'down_proj' in name else std, generator=generator)
+    "Fresh weights, parameter by parameter, in the order of `named_parameters`"
+    for name, p in self.named_parameters(): init_parameter(name, p, self.cfg, std, generator)
 
 Transformer.init_weights = init_weights
 
@@ -281,7 +290,7 @@ class WeightsError(UserError):
 @torch.no_grad()
 def from_tensors(
     cfg: ModelConfig,                          # the architecture
-    tensors: Iterable[tuple[str, Tensor]],     # weights by name, in any order; each is copied and may be dropped at once
+    tensors: Iterable[tuple[str, object]],     # weights by name, in any order, each copied at once: a tensor, or what lies in a file and has `shape` and `into(place)`
     where: str,                                # where they come from, named in errors
     device: torch.device | str = 'cpu',        # where the model lies
     dtype: torch.dtype = torch.float32,        # its numbers
@@ -294,7 +303,9 @@ def from_tensors(
     for name, t in tensors:
         if name not in places: raise WeightsError(f'{where}: unexpected tensor {name} for a model of family {cfg.family}')
         if t.shape != places[name].shape: raise WeightsError(f'{where}: tensor {name} has shape {tuple(t.shape)}, the config asks for {tuple(places[name].shape)}')
-        places[name].copy_(t); missing.discard(name)
+        if isinstance(t, Tensor): places[name].copy_(t)
+        else: t.into(places[name])
+        missing.discard(name)
         del t # before the next one is read
     if missing: raise WeightsError(f"{where}: {len(missing)} tensors are missing, among them {', '.join(sorted(missing)[:3])}")
     return model

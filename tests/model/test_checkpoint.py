@@ -39,11 +39,11 @@ def test_wqkv_rows_by_hand():
     q, k, v = split_wqkv(torch.arange(16), cfg)
     assert (q.tolist(), k.tolist(), v.tolist()) == ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 12, 13], [6, 7, 14, 15])
 
-@pytest.mark.parametrize('family', ['llama', 'internlm2', 'internlm', 'internlm3', 'mistral'])
+@pytest.mark.parametrize('family', ['llama', 'internlm2', 'internlm', 'internlm3', 'mistral', 'mixtral'])
 @pytest.mark.parametrize('shard_bytes', [5_000_000_000, 20_000, 1])
 def test_round_trip(family, shard_bytes, tmp_path):
     from dataclasses import replace
-    model = Transformer(replace(CFG, family=family))
+    model = Transformer(replace(CFG, family=family, **(dict(n_experts=4, experts_per_token=2) if family == 'mixtral' else {})))
     save_model(model, tmp_path/'m', shard_bytes=shard_bytes)
     files = sorted(p.name for p in (tmp_path/'m').glob('*.safetensors'))
     assert (files == ['model.safetensors']) == (shard_bytes > 1e6)
@@ -68,7 +68,7 @@ def test_dtype_is_kept_on_disk_and_chosen_on_loading(tmp_path):
 def test_saving_again_replaces_and_an_error_leaves_the_old(folder, monkeypatch):
     before = load_model(folder)
     model = Transformer(CFG)
-    monkeypatch.setattr(checkpoint, '_write_shards', lambda *a: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
+    monkeypatch.setattr(checkpoint, '_put', lambda *a: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
     with pytest.raises(OSError): save_model(model, folder)
     assert torch.equal(load_model(folder).norm.weight, before.norm.weight) and [p.name for p in folder.parent.iterdir()] == ['m']
     monkeypatch.undo(); save_model(model, folder)
@@ -100,7 +100,10 @@ def test_missing_shard(tmp_path):
 @pytest.mark.parametrize('changes, why', [
     (dict(model_type='gpt2'), "model_type 'gpt2' is unknown; known: llama"), (dict(model_type=...), "model_type 'None' is unknown"),
     (dict(hidden_size=...), 'lacks hidden_size'), (dict(hidden_act='gelu'), 'SwiGLU'),
-    (dict(rope_scaling={'rope_type': 'yarn', 'factor': 4.}), "rope scaling 'yarn' is not implemented; expected default, linear"),
+    (dict(rope_scaling={'rope_type': 'longrope', 'factor': 4.}), "config.json: rope scaling 'longrope' is not implemented; expected default, linear"),
+    (dict(rope_scaling={'rope_type': 'yarn'}), "config.json: rope scaling 'yarn' lacks factor"), (dict(rope_scaling={'rope_type': 'yarn', 'factor': 4., 'truncate': False}), 'truncate'),
+    (dict(model_type='qwen2_moe', use_sliding_window=True), 'qwen2_moe model is not implemented'), (dict(model_type='qwen3_moe'), 'lacks moe_intermediate_size, num_experts_per_tok, num_experts'),
+    (dict(model_type='qwen3_moe', mlp_only_layers=[0]), 'layers with and without experts in one model are not implemented'),
     (dict(num_hidden_layers=3), r'tensors are missing, among them layers\.2'), (dict(num_hidden_layers=1), 'unexpected tensor layers.1'),
     (dict(vocab_size=95), r'(embed_tokens|lm_head).weight has shape \(96, 32\), the config asks for \(95, 32\)'),
     (dict(num_key_value_heads=3), 'not a multiple of n_kv_heads = 3')])
@@ -144,8 +147,10 @@ def test_windows_in_config_json(hf, want):
     base = to_hf(CFG)
     assert from_hf({k: v for k, v in base.items() if k not in ('model_type', 'architectures')} | hf).sliding_window == want
 
-def test_mixed_windows_are_refused():
-    with pytest.raises(UserError, match='max_window_layers = 1'): from_hf(to_hf(CFG) | dict(model_type='qwen2', sliding_window=16, use_sliding_window=True, max_window_layers=1))
+@pytest.mark.parametrize('more, want', [(dict(max_window_layers=1), [None, 16]), (dict(max_window_layers=0), [16, 16]), (dict(layer_types=['sliding_attention', 'full_attention']), [16, None])])
+def test_windows_by_layer(more, want):
+    cfg = from_hf(to_hf(CFG) | dict(model_type='qwen2', sliding_window=16, use_sliding_window=True, **more))
+    assert [cfg.window(i) for i in range(2)] == want and from_hf(to_hf(cfg)) == cfg
 
 def test_both_spellings_of_rope(folder):
     edit(folder, rope_theta=..., rope_scaling=..., rope_parameters={'rope_theta': 5e5, 'rope_type': 'linear', 'factor': 2.0})
