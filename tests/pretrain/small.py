@@ -2,9 +2,9 @@
 import sys
 from pathlib import Path
 import torch
-from safetensors.torch import load_file
 from labkit.core.settings import RunSettings
 from labkit.corpus.tokens import train_tokenizer, write_shards
+from labkit.pretrain.checkpoint import Stored
 from labkit.pretrain.trainer import PretrainSettings
 
 ROOT = Path(__file__).parents[2]
@@ -24,11 +24,11 @@ def tiny(corpus, out, **changes):
     return PretrainSettings(**{**dict(data=corpus, out=out, model='lab-1m', layers=2, dim=16, heads=2, kv_heads=1, ffn_dim=32, steps=10, seq_len=16, batch_tokens=64,
                             micro_batch=2, lr=1e-2, warmup=2, save_every=4, keep_last=3, log_every=1, eval_every=5, tensorboard=False), **changes})
 
-def weights(out, step): return load_file(Path(out)/f'step-{step}'/'model.safetensors'), torch.load(Path(out)/f'step-{step}'/'optimizer.pt', weights_only=True)['state']
+def weights(out, step): return tuple(dict(Stored(Path(out)/f'step-{step}', part)) for part in ('model', 'optimizer'))
 
 def assert_same_bits(a, b):
     (ma, oa), (mb, ob) = a, b
     assert ma.keys() == mb.keys() and all(torch.equal(ma[k], mb[k]) for k in ma)
-    assert oa.keys() == ob.keys() and all(torch.equal(oa[i][k], ob[i][k]) for i in oa for k in oa[i])
+    assert oa.keys() == ob.keys() and all(torch.equal(oa[k], ob[k]) for k in oa)
 
 def command(*args): return [sys.executable, '-c', 'import sys; from labkit.pretrain.trainer import main; sys.exit(main())', *map(str, args)]

@@ -107,11 +107,11 @@ def test_old_checkpoints_go(corpus, tmp_path):
 # ---- a full disk
 
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(whole, corpus, tmp_path, monkeypatch):
-    def full_at_8(optimizer_state, f):
-        if 'step-8' in f.name: f.write(b'half'); raise RuntimeError('PytorchStreamWriter failed writing file') from OSError(errno.ENOSPC, 'No space left on device')
-        real(optimizer_state, f)
-    real = torch.save
-    monkeypatch.setattr(checkpoint_module.torch, 'save', full_at_8)
+    def full_at_8(flat, folder, *args):
+        if 'step-8' in folder.name: (folder/'__0_0.distcp').write_bytes(b'half'); raise RuntimeError('PytorchStreamWriter failed writing file') from OSError(errno.ENOSPC, 'No space left on device')
+        real(flat, folder, *args)
+    real = checkpoint_module.save_shards
+    monkeypatch.setattr(checkpoint_module, 'save_shards', full_at_8)
     with pytest.raises(UserError, match=r'(?s)step-8 was not written: no space left on the disk .*step-4 is intact'): train(tiny(corpus, tmp_path), RUN, say=quiet)
     monkeypatch.undo()
     assert [p.name for p in checkpoints(tmp_path)] == ['step-4'] and not list(tmp_path.glob('.*'))
@@ -159,8 +159,8 @@ def test_damaged_shards(corpus, tmp_path):
 
 def test_damaged_checkpoint(corpus, tmp_path):
     train(tiny(corpus, tmp_path), RUN, say=quiet)
-    (tmp_path/'step-10'/'optimizer.pt').write_bytes(b'PK nothing')
-    with pytest.raises(UserError, match='optimizer.pt cannot be read'): train(tiny(corpus, tmp_path, steps=12), RUN, say=quiet)
+    (tmp_path/'step-10'/'__0_0.distcp').write_bytes(b'PK nothing')
+    with pytest.raises(UserError, match='__0_0.distcp has 10 bytes'): train(tiny(corpus, tmp_path, steps=12), RUN, say=quiet)
 
 @pytest.mark.parametrize('change, word', [(dict(layers=3), 'another model'), (dict(seq_len=32), 'seq_len = 16, now it is 32'), (dict(batch_tokens=128), 'batch_tokens')])
 def test_another_runs_checkpoint(corpus, tmp_path, change, word):
