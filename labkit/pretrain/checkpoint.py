@@ -9,7 +9,7 @@ __all__ = ['flat_state', 'save_shards', 'load_shards', 'counting', 'spread', 'sm
            'DamagedCheckpoint', 'checkpoints', 'clear_leftovers', 'seal', 'damage', 'gather', 'save_checkpoint',
            'load_checkpoint', 'load_newest', 'to_host', 'Saver', 'export_model', 'main']
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #d6c4cfb7
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #d809240f
 import errno, json, re, shutil, time, warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ from ..model.transformer import Transformer
 from .optimizer import make_optimizer
 from .parallel import Group, Layout, average_gradients, make_mesh, parse_parallel, process_group
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #691376ff
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #dcb14a1e
 def _as_one(model: nn.Module | list[nn.Module]) -> nn.Module:
     return nn.ModuleList(model) if isinstance(model, list) else model
 
@@ -44,10 +44,13 @@ def flat_state(
     one = _as_one(model)
     flat = {f'model.{_plain(k, model)}': v for k, v in get_model_state_dict(one).items()}
     if optimizer is None: return flat
+    began = bool(optimizer.state)
     averages = get_optimizer_state_dict(one, optimizer)['state']
+    for kinds in () if began else optimizer.state.values(): # torch makes the first averages by a step of length 0, and counts it
+        if 'step' in kinds: kinds['step'] *= 0
     return flat | {f'optimizer.{_plain(p, model)}.{k}': v for p, kinds in averages.items() for k, v in kinds.items()}
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #18fc37a4
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #0628e0e2
 def _quiet(fn: Callable, *args, **kw):
     "Call without the warning that one process works alone"
     with warnings.catch_warnings():
@@ -72,7 +75,7 @@ def load_shards(
     import torch.distributed.checkpoint as dcp
     _quiet(dcp.load, flat, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #2b547035
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #aa6c3a27
 def counting(
     step: int,        # number of the batch
     vocab: int,       # V
@@ -91,14 +94,12 @@ def spread(
     "Tensor parallel over `tp`, ZeRO-3 over `fsdp` (a copy for each of `ddp`); plain copies stay as they are"
     if layout.tp == layout.fsdp == 1: return model
     from labkit.pretrain.tensor_parallel import apply_tensor_parallel
-    from torch.distributed.fsdp import fully_shard
+    from labkit.pretrain.zero import shard
     mesh = make_mesh(layout, next(model.parameters()).device.type)
     if layout.tp > 1: apply_tensor_parallel(model, mesh['tp'])
-    if layout.fsdp == 1: return model
-    for part in (*model.layers, model): fully_shard(part, mesh=mesh['ddp', 'fsdp'] if layout.ddp > 1 else mesh['fsdp'])
-    return model
+    return shard(model, mesh) if layout.fsdp > 1 else model
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #4d168c1e
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #3c6abcb6
 def small_run(
     out: str,                # folder of the run
     last: int,               # steps in all
@@ -121,7 +122,7 @@ def small_run(
         for step in range(begin, last):
             x, y = (t.chunk(layout.data_ranks)[me] for t in counting(step, vocab)) # (B/N, T)
             loss = nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
-            optimizer.zero_grad(); loss.backward()
+            optimizer.zero_grad(); (loss / layout.data_ranks if layout.fsdp > 1 else loss).backward() # ZeRO sums over ranks, `average_gradients` averages
             if layout.ddp == group.world: average_gradients(model, group)
             if on_step: on_step(step, model, group)
             optimizer.step(); saver.check()
@@ -131,16 +132,15 @@ def small_run(
         saver.wait()
     return dict(begin=begin, losses=losses, held=held)
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #f3abf47a
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #767ca994
 class Stored(Mapping):
     "The tensors of a checkpoint by name, read whole, one at a time, when asked for"
     def __init__(self,
         path: str | Path,    # out/step-N
         part: str = 'model', # or 'optimizer'
-        dtype: torch.dtype | None = None, # numbers they become (none: as they are)
     ):
         from torch.distributed.checkpoint import FileSystemReader
-        self.path, self.part, self.dtype = Path(path), part, dtype
+        self.path, self.part = Path(path), part
         found = FileSystemReader(path).read_metadata().state_dict_metadata
         self.shapes = {k.removeprefix(f'{part}.'): v for k, v in found.items() if k.startswith(f'{part}.')}
     def __iter__(self): return iter(self.shapes)
@@ -149,10 +149,9 @@ class Stored(Mapping):
         info = self.shapes[name]
         flat = {f'{self.part}.{name}': torch.empty(info.size, dtype=info.properties.dtype) if hasattr(info, 'size') else None}
         load_shards(flat, self.path)
-        t = flat[f'{self.part}.{name}']
-        return t if self.dtype is None else t.to(self.dtype)
+        return flat[f'{self.part}.{name}']
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #da4c8545
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #c37f282c
 def convert(
     folders: list[str],  # runs: the newest checkpoint of each is loaded, and written again into the next
     layouts: list[str],  # how the model is spread while it is loaded from each, such as tp:2
@@ -166,7 +165,7 @@ def convert(
             path, state = load_newest(out, model, optimizer, group=group)
             save_checkpoint(into, model, optimizer, None, state, group=group)
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #0022eff2
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #9fa7d948
 class DamagedCheckpoint(UserError):
     "A checkpoint whose files are not what was written: the message names the file"
 
@@ -183,7 +182,7 @@ def clear_leftovers(
     "Remove what a killed process left half-written"
     for p in Path(out).glob('.step-*'): shutil.rmtree(p)
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #072605e7
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #1e9edb4f
 def seal(
     folder: Path,      # with files
     names: list[str],  # of the files to take in
@@ -220,7 +219,7 @@ def gather(
     dist.all_gather_object(all_, mine, group=pg)
     return all_
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #3b5383b7
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #f52d8bb5
 def _causes(e: BaseException | None) -> Iterator[BaseException]:
     "An error and what caused it; DCP keeps the errors of each rank in `failures`"
     while e is not None:
@@ -238,7 +237,7 @@ def _not_written(path: Path, full: bool, why: str, size: int) -> UserError:
     if full: why = f'no space left on the disk ({human(shutil.disk_usage(out).free, "B")} free; a checkpoint takes about {human(size, "B")})'
     return UserError(f'{path} was not written: {why}. {safe}. {"Make room, or lower keep_last, and run" if full else "Run"} the same command again')
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #49be2ded
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #594435bc
 class _Failed(Exception):
     "A part of saving failed on some rank"
     def __init__(self, full: bool, why: str): super().__init__(why); self.full, self.why = full, why
@@ -255,7 +254,7 @@ def _together(fn: Callable, group: Group, pg) -> list: # what it returned on eac
     if bad: raise _Failed(any(full for _, full in bad), bad[0][0]) from error
     return [m for m, *_ in told]
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #55627ad5
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #8922a049
 def _write(path: Path, flat: dict, extra: Callable[[Path], None], keep_last: int, group: Group, pg) -> Path:
     "Shards, then what rank 0 adds, then the digests; the folder gets its name when all of it is there, and only then the oldest go"
     tmp, size = path.with_name(f'.{path.name}'), sum(t.nbytes for t in flat.values() if isinstance(t, Tensor))
@@ -289,7 +288,7 @@ def _publish(tmp: Path, path: Path, files: dict) -> None:
 def _prune(out: Path, keep_last: int) -> None:
     for old in checkpoints(out)[:-keep_last]: shutil.rmtree(old.rename(old.with_name(f'.{old.name}')))
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #ca69e0ac
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #d27c4a6c
 def _config(model: nn.Module | list[nn.Module]) -> ModelConfig:
     one = model[0] if isinstance(model, list) else model
     return one.cfg if hasattr(one, 'cfg') else one.module.cfg
@@ -319,7 +318,7 @@ def save_checkpoint(
     "Every rank writes its part; the folder appears when it is complete, and only then the oldest ones go. Raises `UserError` on all ranks where one has no room"
     return _write(Path(out)/f"step-{state['step']}", flat_state(model, optimizer), _extra(model, optimizer, tokenizer, state), keep_last, group, pg)
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #9984e304
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #a76577e2
 def _same_run(path: Path, model, tokenizer) -> None:
     "Raise `UserError` for a checkpoint of another architecture or tokenizer"
     saved, cfg = load_config(path), _config(model)
@@ -355,7 +354,7 @@ def load_checkpoint(
     _put_back(path, model, optimizer)
     return json.loads((path/'state.json').read_text())
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #5e7d4473
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #77273836
 def load_newest(
     out: str | Path,  # folder of the run
     model: nn.Module | list[nn.Module],
@@ -379,7 +378,7 @@ def _set_aside(path: Path) -> None:
     aside = path.with_name(f'damaged-{path.name}')
     shutil.rmtree(aside, ignore_errors=True); path.rename(aside)
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #2e26329a
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #d640aaed
 def to_host(
     flat: dict,                    # from `flat_state`
     buffers: dict | None = None,   # memory of the last copy, to be used again (pinned for tensors of a GPU)
@@ -396,7 +395,7 @@ def to_host(
     if torch.cuda.is_available(): torch.cuda.synchronize()
     return out
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #a8ca3553
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #50935df9
 class Saver:
     "The checkpoints of a run, one after the other; asynchronous: training waits for a copy in the host's memory, and a thread writes it"
     def __init__(self,
@@ -427,18 +426,18 @@ class Saver:
         pending, self.pending = self.pending, None
         return pending.result() if pending else None
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #43ea28ce
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #9acf931b
 def export_model(
     path: str | Path,   # out/step-N, or out: its newest checkpoint
     folder: str | Path, # new folder in Hugging Face's layout (an old one is replaced)
     dtype: torch.dtype | None = None, # numbers of the weights (none: as they are)
 ) -> Path: # the folder
-    "Make a model folder of a checkpoint, whichever ranks wrote it; raises `UserError`"
+    "Make a model folder of a checkpoint, whichever ranks wrote it, one tensor at a time in memory; raises `UserError`"
     path = Path(path)
     if not (path/'digests.json').exists() and (found := checkpoints(path)): path = found[-1]
     if why := damage(path): raise DamagedCheckpoint(why)
     tokenizer = Tokenizer.load(path) if (path/'tokenizer.json').exists() else None
-    with replacing_dir(folder) as tmp: write_model(tmp, load_config(path), Stored(path, dtype=dtype), tokenizer)
+    with replacing_dir(folder) as tmp: write_model(tmp, load_config(path), iter(Stored(path).items()), tokenizer, dtype=dtype)
     return Path(folder)
 
 def main(

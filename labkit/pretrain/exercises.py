@@ -6,8 +6,9 @@ Docs: https://labkit.github.io/labkit/nbs/3_pretrain/exercises.html.md"""
 
 # %% auto #0
 __all__ = ['rows_of_rank', 'epochs_begun', 'places', 'warmup_cosine', 'clip_by_norm', 'accumulate', 'wsd', 'adam_bytes',
-           'best_stride', 'robust_width', 'rows_kept', 'save_interval', 'mfu', 'ring_bytes', 'averaged',
-           'column_then_row', 'merge_lse', 'bubble', 'in_flight', 'zigzag', 'merge_attention']
+           'best_stride', 'robust_width', 'rows_kept', 'save_interval', 'parts_to_read', 'useful_share', 'who_hangs',
+           'mfu', 'ring_bytes', 'averaged', 'column_then_row', 'merge_lse', 'bubble', 'in_flight', 'zigzag',
+           'merge_attention']
 
 # %% ../../nbs/3_pretrain/90_exercises.ipynb #e9c3ae55
 import math
@@ -122,6 +123,33 @@ def save_interval(fn):
     "`fn(save, mtbf)`: seconds between checkpoints that lose the least, by Young's rule"
     assert math.isclose(fn(2., 10000.), 200.), "Young (1974): the square root of 2 × the time to save × the mean time between failures; for 2 s and 10,000 s that is 200 s"
     assert math.isclose(fn(8., 10000.), 400.), 'four times the cost of saving, twice the interval'
+
+@exercise
+def parts_to_read(fn):
+    "`fn(rows, was, now, rank)`: what reader `rank` of `now` needs of a tensor that `was` ranks wrote, as (old rank, first row in its part, how many)"
+    assert fn(8, 2, 2, 1) == [(1, 0, 4)], 'as many readers as writers: each reads its own part'
+    assert fn(8, 2, 1, 0) == [(0, 0, 4), (1, 0, 4)], 'one reader needs all parts, in order'
+    assert fn(8, 2, 4, 3) == [(1, 2, 2)], 'of four readers the last needs the second half of the second part'
+    assert fn(509, 2, 4, 1) == [(0, 128, 127), (1, 0, 1)], '509 rows: the writers hold 255 and 254, the readers 128, 128, 128 and 125; reader 1 needs rows 128 to 255, the last of which is the first of writer 1'
+    assert fn(3, 1, 4, 3) == [], 'a rank for which nothing is left reads nothing'
+
+
+# %% ../../nbs/3_pretrain/90_exercises.ipynb #5a723f77
+@exercise
+def useful_share(fn):
+    "`fn(interval, save, restart, mtbf)`: the share of the time that a run makes progress in, to first order"
+    assert math.isclose(fn(1000., 0., 0., 1e12), 1., abs_tol=1e-6), 'nothing to save, nothing that fails: all of the time'
+    assert math.isclose(fn(100., 1., 0., 1e12), .99, abs_tol=1e-6), 'a save of 1 s every 100 s costs 1%'
+    assert math.isclose(fn(100., 0., 0., 5000.), .99, abs_tol=1e-6), 'a failure every 5000 s costs half an interval, 50 s: 1%'
+    assert math.isclose(fn(100., 1., 50., 5000.), .97, abs_tol=1e-6), 'and the time to be back at work, 50 s, is another 1%'
+
+@exercise
+def who_hangs(fn):
+    "`fn(beats)`: the rank that the others wait for; beats[rank] = (step it came to, seconds since then)"
+    assert fn({0: (7, 30.), 1: (6, 31.)}) == 1, 'rank 0 has come to step 7 and waits there; rank 1 never came'
+    assert fn({0: (6, 31.), 1: (7, 30.), 2: (7, 30.)}) == 0, 'not always the last one'
+    assert fn({0: (7, 30.), 1: (7, 42.), 2: (7, 30.)}) == 1, 'all came to the same step: the one that has been silent for longest'
+
 
 # %% ../../nbs/3_pretrain/90_exercises.ipynb #f54a3525
 @exercise
