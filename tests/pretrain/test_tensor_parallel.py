@@ -7,7 +7,9 @@ from labkit.pretrain.tensor_parallel import Saved, Traffic, apply_tensor_paralle
 from small import quiet
 
 MODELS = {'gqa': {}, 'untied': dict(tie_embeddings=False), 'qkv_bias': dict(qkv_bias=True), 'all_biases': dict(qkv_bias=True, o_bias=True, tie_embeddings=False),
-          'qk_norm': dict(qk_norm=True), 'wide_heads': dict(head_dim=32, qk_norm=True), 'window': dict(sliding_window=8), 'one_layer': dict(n_layers=1)}
+          'qk_norm': dict(qk_norm=True), 'wide_heads': dict(head_dim=32, qk_norm=True), 'window': dict(sliding_window=8), 'one_layer': dict(n_layers=1),
+          'experts': dict(n_experts=4, experts_per_token=2, expert_dim=64, family='mixtral', tie_embeddings=False),
+          'shared_expert': dict(n_experts=4, experts_per_token=2, expert_dim=64, shared_expert_dim=32, family='qwen2_moe', qkv_bias=True, tie_embeddings=False)}
 
 @pytest.fixture(scope='module')
 def compared(): return launch('labkit.pretrain.tensor_parallel:compare_split', 2, threads=1, on_line=quiet, models=MODELS)
