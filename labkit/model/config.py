@@ -94,6 +94,8 @@ def _some(layers, n: int) -> tuple[int, ...] | None:
 def _check_experts(cfg: 'ModelConfig') -> None:
     if cfg.n_experts:
         if not 1 <= cfg.experts_per_token <= cfg.n_experts: raise UserError(f'model config: experts_per_token = {cfg.experts_per_token}; it must be between 1 and n_experts = {cfg.n_experts}')
+        for f in ('dim', 'expert_dim'):
+            if getattr(cfg, f) % 8: raise UserError(f'model config: {f} = {getattr(cfg, f)} is no multiple of 8, which the grouped product of the experts needs (rows of 16 bytes)')
         if cfg.shared_expert_dim < 0: raise UserError(f'model config: shared_expert_dim = {cfg.shared_expert_dim}; it must be at least 0')
     elif given := [f for f in ('experts_per_token', 'expert_dim', 'shared_expert_dim') if getattr(cfg, f)]:
         raise UserError(f'model config: {given[0]} = {getattr(cfg, given[0])} without experts: set n_experts')

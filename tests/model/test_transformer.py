@@ -224,9 +224,9 @@ def test_a_config_survives_its_hugging_face_form(data):
     scaling = d(st.none() | st.builds(RopeScaling, st.sampled_from(['linear', 'dynamic']), st.floats(1, 64))
                 | st.builds(lambda f, lo, hi, m: RopeScaling('llama3', f, lo, hi, m), st.floats(1, 64), st.floats(.5, 2), st.floats(2.5, 8), st.integers(16, 9999))
                 | st.builds(lambda f, m, a: RopeScaling('yarn', f, original_max_seq_len=m, attention_factor=a), st.floats(1, 64), st.integers(16, 9999), st.none() | st.floats(.5, 2)))
-    experts = dict(n_experts=(e := d(st.integers(1, 9))), experts_per_token=d(st.integers(1, e)), expert_dim=d(st.integers(1, 99)), shared_expert_dim=d(st.integers(0, 50)), norm_topk=d(st.booleans())) if d(st.booleans()) else {}
+    experts = dict(n_experts=(e := d(st.integers(1, 9))), experts_per_token=d(st.integers(1, e)), expert_dim=8*d(st.integers(1, 99)), shared_expert_dim=d(st.integers(0, 50)), norm_topk=d(st.booleans())) if d(st.booleans()) else {}
     window = dict(sliding_window=d(st.integers(1, 99)), window_layers=d(st.none() | st.sets(st.integers(0, n - 1), min_size=1).map(tuple))) if d(st.booleans()) else {}
-    cfg = ModelConfig(d(st.integers(1, 10**6)), d(st.integers(8, 512)), n, kv*d(st.integers(1, 4)), kv, d(st.integers(1, 999)), head_dim=2*d(st.integers(1, 64)), max_seq_len=d(st.integers(1, 10**6)),
+    cfg = ModelConfig(d(st.integers(1, 10**6)), 8*d(st.integers(1, 512)), n, kv*d(st.integers(1, 4)), kv, 8*d(st.integers(1, 999)), head_dim=2*d(st.integers(1, 64)), max_seq_len=d(st.integers(1, 10**6)),
         rope_theta=d(st.floats(10, 1e8)), rope_scaling=scaling, norm_eps=d(st.sampled_from([1e-5, 1e-6])), tie_embeddings=d(st.booleans()), qkv_bias=d(st.booleans()), o_bias=d(st.booleans()),
         qk_norm=d(st.booleans()), family=family, **window, **experts)
     try: hf = to_hf(cfg)
@@ -239,7 +239,7 @@ def test_preset_changes():
     with pytest.raises(UserError, match="'lab-11m'.*lab-10m"): preset('lab-11m')
 
 @pytest.mark.parametrize('change, why', [(dict(n_kv_heads=4), 'multiple of n_kv_heads'), (dict(head_dim=7), 'odd'), (dict(n_layers=0), 'n_layers'), (dict(family='gpt'), 'known'),
-    (dict(n_experts=4), 'experts_per_token = 0; it must be between 1 and n_experts = 4'), (dict(n_experts=4, experts_per_token=5), 'between 1 and'), (dict(experts_per_token=2), 'set n_experts'),
+    (dict(n_experts=4), 'experts_per_token = 0; it must be between 1 and n_experts = 4'), (dict(n_experts=4, experts_per_token=5), 'between 1 and'), (dict(n_experts=4, experts_per_token=2, expert_dim=20), 'multiple of 8'), (dict(experts_per_token=2), 'set n_experts'),
     (dict(shared_expert_dim=8), 'set n_experts'), (dict(window_layers=(0,)), 'without a sliding_window'), (dict(sliding_window=4, window_layers=(3,)), 'expected some of 0 … 2'), (dict(sliding_window=4, window_layers=()), 'expected some')])
 def test_impossible_shapes(change, why):
     with pytest.raises(UserError, match=why): ModelConfig(**{**BASE, **change})
