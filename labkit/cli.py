@@ -16,6 +16,7 @@ COMMANDS = {
     'chain':    ('chain.run',          'the whole life of a model in one run, one report'),
     'corpus':   ('corpus.pipeline',    'clean documents, train a tokenizer, write token shards'),
     'pretrain': ('pretrain.trainer',   'train a model from scratch on token shards'),
+    'plan':     ('pretrain.plan',      'which layout for a model on some GPUs: memory, speed'),
     'finetune': ('finetune.sft',       'fit LoRA adapters to chats'),
     'quantize': ('inference.quantize', 'write a model with 4-bit weights'),
     'chat':     ('serve.console',      'talk to a model in the terminal'),

@@ -123,7 +123,7 @@ def check_sections(
         if s not in known: raise SettingsError(f"{path}:{at.get((s, ''), '?')}: [{s}]: unknown section.{nearest(s, known)} Known: {', '.join(known)}")
 
 # %% ../../nbs/0_start/01_settings.ipynb #66b3d5ee
-SECTIONS = ('run', 'corpus', 'pretrain', 'finetune', 'inference', 'quantize', 'serve', 'chat', 'bench', 'evaluate', 'agent', 'chain')
+SECTIONS = ('run', 'corpus', 'pretrain', 'plan', 'finetune', 'inference', 'quantize', 'serve', 'chat', 'bench', 'evaluate', 'agent', 'chain')
 
 def check_known_sections() -> None:
     "Raise `SettingsError` if the nearest settings.ini has a section that no stage reads"

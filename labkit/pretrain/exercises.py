@@ -8,7 +8,7 @@ Docs: https://labkit.github.io/labkit/nbs/3_pretrain/exercises.html.md"""
 __all__ = ['rows_of_rank', 'epochs_begun', 'places', 'warmup_cosine', 'clip_by_norm', 'accumulate', 'wsd', 'adam_bytes',
            'best_stride', 'robust_width', 'rows_kept', 'save_interval', 'parts_to_read', 'useful_share', 'who_hangs',
            'mfu', 'ring_bytes', 'averaged', 'column_then_row', 'merge_lse', 'bubble', 'in_flight', 'zigzag',
-           'merge_attention']
+           'merge_attention', 'most_rows', 'saved_attention', 'efficiency', 'waited', 'exponent', 'tokens_for']
 
 # %% ../../nbs/3_pretrain/90_exercises.ipynb #e9c3ae55
 import math
@@ -226,3 +226,45 @@ def merge_attention(fn):
     want, want_lse = part(k, v)
     assert torch.allclose(lse, want_lse, atol=1e-5), 'the log-sum-exp of both: torch.logaddexp'
     assert torch.allclose(out, want, atol=1e-5), 'each part counts exp(its lse − the lse of both)'
+
+# %% ../../nbs/3_pretrain/90_exercises.ipynb #f5589bbd
+@exercise
+def most_rows(fn):
+    "`fn(fixed, per_row, memory)`: the largest power of two of rows that fits, or 0"
+    assert fn(10, 3, 40) == 8, '10 are always there, each row adds 3: eight rows need 34 of 40, sixteen would need 58'
+    assert fn(10, 3, 34) == 8, 'what fits exactly fits'
+    assert fn(10, 3, 12) == 0, 'not even one row fits'
+    assert fn(10, 3, 13) == 1
+
+@exercise
+def saved_attention(fn):
+    "`fn(H, K, d)`: bytes a token that flash attention keeps in bfloat16, with the log-sum-exp in float32"
+    assert fn(1, 1, 1) == 2*4 + 4, 'one head of width 1: q, k, v and the output at two bytes each, and a log-sum-exp of four'
+    assert fn(16, 8, 128) == 12352, 'InternLM2-1.8B: q and the output have 16 heads of 128, k and v eight; one log-sum-exp a query head'
+
+
+# %% ../../nbs/3_pretrain/90_exercises.ipynb #2c34eddd
+@exercise
+def efficiency(fn):
+    "`fn(tgs_one, tgs_many)`: part of the speed of one server that is left, from tokens a second and GPU"
+    assert math.isclose(fn(4062, 2271), 2271/4062), 'tokens a second and GPU already are per GPU: their ratio is the efficiency'
+
+@exercise
+def waited(fn):
+    "`fn(comm, compute, tail)`: seconds of communication that are waited for beside `compute` seconds; the part `tail` is never hidden"
+    assert math.isclose(fn(3., 2., .1), 1.), 'three seconds behind two: one is left, more than the tail of 0.3'
+    assert math.isclose(fn(1., 2., .1), .1), 'all of it would fit behind the compute; the tail is waited for'
+
+
+# %% ../../nbs/3_pretrain/90_exercises.ipynb #d1b272c5
+@exercise
+def exponent(fn):
+    "`fn(c1, l1, c2, l2, floor)`: b in loss = floor + a · compute^−b, from two points"
+    assert math.isclose(fn(1., 3., 100., 2.1, 2.), .5), 'above the floor of 2, the loss falls from 1 to 0.1 while compute grows 100 times: 100^−0.5 = 0.1'
+    assert math.isclose(fn(10., 4., 1000., 4., 1.), 0., abs_tol=1e-12), 'a loss that does not move has exponent 0'
+
+@exercise
+def tokens_for(fn):
+    "`fn(compute, params)`: tokens that a budget of FLOPs buys for a model, by C = 6 N D"
+    assert math.isclose(fn(6e20, 1e9), 1e11), '6 FLOPs a parameter and token: 6e20 / (6 × 1e9)'
+
