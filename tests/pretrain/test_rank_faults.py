@@ -1,0 +1,34 @@
+"A rank that dies, hangs or asks for what is not there: one message, an end, no waiting"
+import time
+from pathlib import Path
+import pytest
+from labkit.core.settings import UserError
+from labkit.pretrain.parallel import RankError, launch
+from small import quiet
+
+@pytest.fixture(autouse=True)
+def findable(monkeypatch): monkeypatch.setenv('PYTHONPATH', f'{Path(__file__).parent}:{Path(__file__).parents[2]}')
+
+def fails(match, call, within=60, **kw):
+    t = time.monotonic()
+    with pytest.raises(RankError, match=match) as e: launch(f'failing_ranks:{call}', 2, 1, quiet, **kw)
+    assert time.monotonic() - t < within
+    return str(e.value)
+
+def test_a_rank_that_hangs_is_named(): assert '\n' not in fails(r'^rank 0 of 2 waited in vain for rank 1: .*[Tt]imed out', 'hang', who=1, patience=3)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('call', ['leave_early', 'never_join'])
+def test_so_is_one_that_never_comes_or_never_ends(call): fails('^rank 0 of 2 waited in vain for rank 1: ', call, patience=3)
+
+def test_the_cause_is_told_not_what_follows(): assert 'no start' in fails('^rank 1 of 2 failed: ValueError: no start', 'die_at_start')
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how, match', [('raise', '^rank 1 of 2 failed: ValueError: not this time'), ('abort', '^rank 1 of 2 was ended by SIGABRT'), ('exit', '^rank 1 of 2 failed: SystemExit: 3')])
+def test_a_rank_that_ends_in_the_middle(how, match): fails(match, 'die', how=how)
+
+def test_more_ranks_than_gpus():
+    "an error like any other, but one that a person can mend: no traceback"
+    with pytest.raises(UserError, match='^2 processes on this machine need a GPU each, and there are 1: make `parallel` smaller, or set device = cpu$'): launch('failing_ranks:use_gpus', 2, 1, quiet)
+
+def test_groups_inside_and_after_each_other(): assert launch('failing_ranks:twice', 2, 1, quiet) == [[2., 4., 6.]] * 2
