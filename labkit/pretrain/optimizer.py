@@ -107,8 +107,8 @@ def muon_groups(
     decayed, rest = param_groups(model, weight_decay)
     heads = {id(p) for name, p in model.named_parameters() if name.endswith('lm_head.weight')}
     split = lambda inside: [p for p in decayed['params'] if (id(p) not in heads) == inside]
-    return [dict(params=split(True), weight_decay=weight_decay, muon=True),
-            dict(params=split(False), weight_decay=weight_decay, muon=False), dict(rest, muon=False)]
+    groups = [dict(params=split(True), weight_decay=weight_decay, muon=True), dict(params=split(False), weight_decay=weight_decay, muon=False), dict(rest, muon=False)]
+    return [g for g in groups if g['params']] # saved states know groups by their parameters: an empty one would be lost
 
 # %% ../../nbs/3_pretrain/02_optimizer.ipynb #74183014
 def make_optimizer(

@@ -1,5 +1,5 @@
 "Runs in one process: exact resume, Ctrl-C, a full disk, bad input"
-import dataclasses, errno, json, os, re, shutil, signal, subprocess, sys, time
+import dataclasses, errno, json, math, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
@@ -8,7 +8,9 @@ from labkit.core.settings import RunSettings, SettingsError, UserError, load
 from labkit.corpus.tokens import train_tokenizer, write_shards
 from labkit.pretrain import checkpoint as checkpoint_module
 from labkit.pretrain.checkpoint import checkpoints
+from labkit.pretrain.monitor import StopRequest
 from labkit.pretrain.trainer import Interrupted, PretrainSettings, Trainer, loss_figure, main, train
+from labkit.pretrain.worker import Worker
 
 from small import RUN, assert_same_bits, command, quiet, tiny, weights, write_corpus
 
@@ -24,7 +26,7 @@ def test_what_a_run_leaves(whole):
     assert sorted(p.name for p in (out/'final').iterdir()) == ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json']
     rows = [x for x in read_jsonl(r.log) if 'loss' in x]
     assert [x['step'] for x in rows] == list(range(1, 11)) and rows[-1]['tokens'] == 640 == r.tokens
-    assert set(rows[0]) == {'step', 'loss', 'lr', 'grad_norm', 'tokens', 'tokens_per_s', 'mfu', 'seconds'}
+    assert set(rows[0]) == {'step', 'loss', 'lr', 'grad_norm', 'tokens', 'tokens_per_s', 'mfu', 'memory_gb', 'peak_gb', 'seconds'}
     assert sum(x['loss'] for x in rows[-3:]) < sum(x['loss'] for x in rows[:3]) and r.valid_loss and loss_figure(r.log).axes[0].lines
 
 def test_the_final_model_opens_in_transformers(whole):
@@ -157,10 +159,71 @@ def test_damaged_shards(corpus, tmp_path):
     f.write_bytes(b'\xff\x7f' * (f.stat().st_size // 2))
     with pytest.raises(UserError, match='outside the vocabulary'): train(tiny(tmp_path/'c', tmp_path/'out'), RUN, say=quiet)
 
-def test_damaged_checkpoint(corpus, tmp_path):
+def test_damaged_checkpoint(whole, corpus, tmp_path):
+    "The one before it is used, and the run comes out the same"
     train(tiny(corpus, tmp_path), RUN, say=quiet)
     (tmp_path/'step-10'/'__0_0.distcp').write_bytes(b'PK nothing')
-    with pytest.raises(UserError, match='__0_0.distcp has 10 bytes'): train(tiny(corpus, tmp_path, steps=12), RUN, say=quiet)
+    said = []
+    r = train(tiny(corpus, tmp_path), RUN, say=said.append)
+    assert r.resumed_from == 8 and any('__0_0.distcp has 10 bytes' in line for line in said) and (tmp_path/'damaged-step-10').is_dir()
+    assert_same_bits(weights(tmp_path, 10), weights(whole[0], 10))
+
+def test_all_checkpoints_damaged(corpus, tmp_path):
+    train(tiny(corpus, tmp_path), RUN, say=quiet)
+    for p in checkpoints(tmp_path): (p/'__0_0.distcp').write_bytes(b'PK nothing')
+    with pytest.raises(UserError, match='none of the 3 checkpoints'): train(tiny(corpus, tmp_path, steps=12), RUN, say=quiet)
+
+def poisoned(monkeypatch, step, times=1):
+    "Gradients of one batch of the run, or of this and those after it, become NaN"
+    before = Worker.gradients
+    left = [times]
+    def gradients(self, pieces):
+        loss = before(self, pieces)
+        if int(pieces[0][0].sum()) in step and left[0]:
+            left[0] -= 1
+            next(self.model.parameters()).grad.fill_(float('nan'))
+        return loss
+    monkeypatch.setattr(Worker, 'gradients', gradients)
+
+def batch_marks(corpus, out): # what a batch looks like, by its number
+    t = Trainer(tiny(corpus, out), RUN, say=quiet)
+    marks = []
+    for t.step in range(20): marks.append(int(t.pieces()[0][0].sum()))
+    assert len(set(marks)) == 20
+    return marks
+
+def test_a_gradient_that_is_no_number_sends_the_run_back_and_past_the_batch(corpus, tmp_path, monkeypatch):
+    marks, said = batch_marks(corpus, tmp_path/'unused'), []
+    seen = []
+    poisoned(monkeypatch, {marks[6]}, times=10)
+    pieces = Trainer.pieces
+    monkeypatch.setattr(Trainer, 'pieces', lambda self: seen.append(self.step + self.skipped) or pieces(self))
+    r = train(tiny(corpus, tmp_path/'out'), RUN, say=said.append)
+    assert r.steps == 10 and math.isfinite(r.loss) and seen == [0, 1, 2, 3, 4, 5, 6, *range(7, 13)] # the batches of steps 4 to 6 are not seen again
+    assert any('step 4/10' in line and 'not finite: back to here, and past 3 batches' in line for line in said)
+    assert [x['step'] for x in read_jsonl(r.log) if 'note' in x] == [4]
+
+def test_a_run_that_always_diverges_ends(corpus, tmp_path, monkeypatch):
+    marks = batch_marks(corpus, tmp_path/'unused')
+    poisoned(monkeypatch, set(marks[5:]), times=100)
+    with pytest.raises(UserError, match='the gradient of step 5 is not finite: a lower lr'): train(tiny(corpus, tmp_path/'out'), RUN, say=quiet)
+    assert checkpoints(tmp_path/'out')[-1].name == 'step-4'
+
+@pytest.mark.parametrize('change', [dict(packed=True), dict(optimizer='muon', lr=1e-3), dict(schedule='wsd'), dict(recompute='full'), dict(recompute='selective'), dict(save_async=True)], ids=str)
+def test_other_ways_resume_bit_for_bit(corpus, tmp_path, change):
+    train(tiny(corpus, tmp_path/'whole', **change), RUN, say=quiet)
+    t = Trainer(tiny(corpus, tmp_path/'cut', **change), RUN, say=quiet)
+    t.peak = 1.; stop = StopRequest()
+    t.evaluate = lambda m, step: setattr(stop, 'asked', True) # asks at step 5
+    t.fit(None, stop)
+    assert t.step == 6
+    r = train(tiny(corpus, tmp_path/'cut', **change), RUN, say=quiet)
+    assert r.resumed_from == 6
+    assert_same_bits(weights(tmp_path/'cut', 10), weights(tmp_path/'whole', 10))
+
+def test_recomputation_changes_nothing(whole, corpus, tmp_path):
+    train(tiny(corpus, tmp_path, recompute='full'), RUN, say=quiet)
+    assert_same_bits(weights(tmp_path, 10), weights(whole[0], 10))
 
 @pytest.mark.parametrize('change, word', [(dict(layers=3), 'another model'), (dict(seq_len=32), 'seq_len = 16, now it is 32'), (dict(batch_tokens=128), 'batch_tokens')])
 def test_another_runs_checkpoint(corpus, tmp_path, change, word):
