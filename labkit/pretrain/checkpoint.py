@@ -13,6 +13,7 @@ __all__ = ['flat_state', 'save_shards', 'load_shards', 'counting', 'spread', 'sm
 import errno, json, re, shutil, time, warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 import torch
@@ -110,10 +111,11 @@ def small_run(
     asynchronous: bool = False, # write in the background
     keep_last: int = 2,      # checkpoints
     on_step: Callable | None = None, # called as `on_step(step, model, group)` when a step's gradients are there
+    group: Group | None = None, # where this process has joined its peers already
 ) -> dict: # losses of the steps from `begin` on; seconds that saving held training up
     "A rank of a training run: it goes on from the newest whole checkpoint in `out`, on whatever ranks there are now"
     layout, losses, held = parse_parallel(parallel), [], 0.
-    with process_group() as group:
+    with nullcontext(group) if group else process_group() as group:
         torch.set_num_threads(1); torch.manual_seed(0)
         model = spread(Transformer(preset('lab-1m', vocab_size=vocab, dim=dim, n_layers=2)), layout)
         optimizer, saver = make_optimizer(model, 3e-3), Saver(out, keep_last, asynchronous, group)
