@@ -10,7 +10,7 @@ __all__ = ['EMBEDDED', 'CheckpointError', 'load_config', 'shard_files', 'StoredT
            'embedded_file', 'open_model']
 
 # %% ../../nbs/2_model/05_checkpoint.ipynb #44b1aeb4
-import importlib.metadata, json, math, os, re, torch
+import importlib.metadata, itertools, json, math, os, re, torch
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +59,7 @@ def shard_files(
 # %% ../../nbs/2_model/05_checkpoint.ipynb #3ec410f1
 _DTYPES = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'F8_E4M3': torch.float8_e4m3fn, 'F8_E5M2': torch.float8_e5m2,
            'I64': torch.int64, 'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool} # safetensors' names
-_PIECE = 2**25 # bytes read at a time
+_PIECE = 2**24 # bytes read at a time
 
 def _broken(path: str | Path, why: str) -> CheckpointError:
     return CheckpointError(f'{path}: not a whole safetensors file ({why}); copy or download it again')
@@ -80,6 +80,7 @@ class StoredTensor:
 
     def into(self, place: Tensor) -> None: # of the same shape; any dtype, any device
         "Read some rows at a time and copy them to where they belong"
+        if not place.numel(): return
         rows = place.view(place.shape[0], -1) if place.dim() > 1 else place.view(1, -1)
         n = rows.shape[1]*self.dtype.itemsize
         step = max(1, _PIECE//max(1, n))
@@ -264,23 +265,14 @@ def write_model(
 ) -> None:
     "Write config, weights and tokenizer into a folder that the caller replaces as a whole; raises `CheckpointError` for tensors that are not the config's"
     pairs = iter(state.items() if isinstance(state, dict) else state)
-    first = next(pairs)
-    kind = dtype or first[1].dtype
+    name, t = next(pairs)
+    kind, pairs = dtype or t.dtype, itertools.chain(iter([(name, t)]), pairs)
+    del t # an iterator lets go of its list when it is through; a list here would keep the first tensor to the end
     ids = dict(bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id) if tokenizer else {}
     hf = {**to_hf(cfg, str(kind).removeprefix('torch.')), **{k: v for k, v in ids.items() if v is not None}}
     (folder/'config.json').write_text(json.dumps(hf, indent=1), encoding='utf-8')
-    _write_shards(_planned(cfg, kind, shard_bytes), to_hf_tensors(_again(first, pairs, dtype), cfg), folder)
+    _write_shards(_planned(cfg, kind, shard_bytes), to_hf_tensors(((n, t.to(kind)) for n, t in pairs) if dtype else pairs, cfg), folder)
     if tokenizer: tokenizer.save(folder)
-
-def _again(first: tuple[str, Tensor], pairs: Iterator, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
-    "The pair that was looked at, then the others, converted if a dtype is given"
-    name, t = first
-    del first
-    while True:
-        yield name, t if dtype is None else t.to(dtype)
-        del t
-        try: name, t = next(pairs)
-        except StopIteration: return
 
 # %% ../../nbs/2_model/05_checkpoint.ipynb #a4f36c70
 def save_model(
