@@ -9,7 +9,7 @@ __all__ = ['split_feed_forward', 'show_split', 'check_split', 'Whole', 'SplitExp
            'vocab_parallel_cross_entropy', 'apply_tensor_parallel', 'output_weight', 'split_loss', 'settle_gradients',
            'train_split', 'Traffic', 'Saved', 'compare_split']
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #aab0f23f
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #86f85329
 import torch, torch.distributed as dist
 import torch.nn.functional as F
 from copy import deepcopy
@@ -25,7 +25,7 @@ from ..model.moe import MoE
 from ..model.transformer import FeedForward, Transformer
 from .parallel import process_group
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #6a5de97b
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #7106aa53
 class _Spread(torch.autograd.Function):
     "f: forward nothing, backward the sum over the ranks"
     @staticmethod
@@ -44,7 +44,7 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return g, None
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #8158368a
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #2d6ba9f3
 def split_feed_forward(
     mlp: FeedForward,    # the whole layer
     x: Tensor,           # (…, D) the same on every rank
@@ -60,7 +60,7 @@ def split_feed_forward(
     out = F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down) # (…, D) a part of the sum
     return _Sum.apply(out, group) if g else out
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #56fb2ded
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #bd416249
 def show_split(
     dim: int = 32,      # width of the residual stream
     ffn_dim: int = 96,  # inner width
@@ -76,7 +76,7 @@ def show_split(
             return float((out - whole).abs().max().detach()), float((grad - dx).abs().max())
         return {'both': error(True, True), 'without f': error(False, True), 'without g': error(True, False)}
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #2b909622
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #7e2a0860
 def check_split(
     cfg: ModelConfig, # the architecture
     ranks: int,       # processes that share each matrix
@@ -87,14 +87,14 @@ def check_split(
     bad = [f'{k} = {n}' for k, n in sizes.items() if n % ranks]
     if bad: raise SettingsError(f"tp:{ranks}: {', '.join(bad)} cannot be cut into {ranks} equal parts; use a tp that divides {'it' if len(bad) == 1 else 'them'}")
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #9a502e97
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #7dca13fa
 class Whole(ParallelStyle):
     "Every rank computes this module on the same input; its parameters become DTensors, so that all parameters are of one kind"
     def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
         enter = lambda m, args, mesh: tuple(DTensor.from_local(a, mesh, [Replicate()], run_check=False) for a in args)
         return distribute_module(module, mesh, None, enter, lambda m, out, mesh: out.to_local())
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #af63bb99
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #fd0c3c0f
 class SplitExperts(ParallelStyle):
     "Each expert's inner width shared by the ranks; router and routing are the same on all. What a rank computes is a summand, and so are the gradients of its input and its router"
     def __init__(self, row): self.row = row # how the residual stream lies
@@ -121,7 +121,7 @@ def expert_placement(
     if name.startswith('experts.'): return Shard(2 if 'down' in name else 1)
     return Shard(1 if 'down' in name else 0) if name.startswith('shared_expert.') else Replicate()
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #5f6e2ccf
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #50826844
 def block_plan(
     block: nn.Module, # a transformer block
     sequence: bool,   # the residual stream is cut along the sequence
@@ -137,7 +137,7 @@ def block_plan(
     if block.self_attn.q_norm is None: return plan
     return plan | {f'self_attn.{n}_norm': SequenceParallel(sequence_dim=2, use_local_output=True) for n in 'qk'} # (B, T, H, d): cut by heads
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #0fbcd354
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #cd3e6ae9
 class _VocabParallelCrossEntropy(torch.autograd.Function):
     "Loss and gradients of an output layer of which each rank has some rows, some tokens at a time"
     @staticmethod
@@ -173,20 +173,21 @@ def _over_ranks(lse: Tensor, score: Tensor, group) -> tuple[Tensor, Tensor]:
     _all_gather(both.flatten(0, 1), mine, group=group)
     return both[:, 0].logsumexp(0), both[:, 1].sum(0)
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #8cebd286
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #28e0f280
 def vocab_parallel_cross_entropy(
     h: Tensor,            # (N, D) hidden states, the same on every rank
-    weight_shard: Tensor, # (V/R, D) this rank's rows of the output layer
+    weight_shard: Tensor, # (V/R, D) this rank's rows of the output layer, or a DTensor (V, D) of which it has them
     targets: Tensor,      # (N,) the token that follows each; negative: does not count
     group = None,         # the ranks that share the vocabulary (None: all processes)
     chunk: int = 1024,    # tokens at a time
 ) -> Tensor:              # sum of −log p(target) in nats, the same on every rank; so is the gradient of `h`
     "Cross-entropy of an output layer cut by vocabulary: two numbers a token are exchanged instead of V"
+    if isinstance(weight_shard, DTensor): weight_shard = weight_shard.to_local()
     kind = h.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_shard.dtype
     with torch.autocast(kind, enabled=False): return _VocabParallelCrossEntropy.apply(h, weight_shard, targets, group, chunk, dtype)
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #892addb0
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #c707d135
 def apply_tensor_parallel(
     model: Transformer,    # a whole model with its weights, the same on every rank
     mesh: DeviceMesh,      # one axis: the ranks that share each matrix
@@ -208,7 +209,7 @@ def _gather_tokens(module: nn.Module, args: tuple, out: Tensor) -> Tensor: # (B,
 def _gathered_head(model: Transformer, mesh: DeviceMesh, h: Tensor) -> Tensor: # (…, D) -> (…, V) logits on every rank
     return F.linear(DTensor.from_local(h, mesh, [Replicate()], run_check=False), output_weight(model)).full_tensor()
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #f167c7bf
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #4e016310
 def output_weight(
     model: nn.Module, # with a head of its own or a tied one
 ) -> Tensor:          # (V, D), a DTensor after `apply_tensor_parallel`
@@ -222,9 +223,9 @@ def split_loss(
     group,              # the ranks that share the vocabulary
 ) -> Tensor:            # sum of −log p(target) in nats
     "The loss of a model whose head is cut by vocabulary"
-    return vocab_parallel_cross_entropy(h.flatten(0, 1), output_weight(model).to_local(), targets.flatten(), group)
+    return vocab_parallel_cross_entropy(h.flatten(0, 1), output_weight(model), targets.flatten(), group)
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #ea773940
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #2d624b5b
 def settle_gradients(
     model: nn.Module, # after the backward pass of the last micro-batch
 ) -> None:
@@ -232,7 +233,7 @@ def settle_gradients(
     for p in model.parameters():
         if isinstance(p.grad, DTensor) and p.grad.placements != p.placements: p.grad = p.grad.redistribute(placements=p.placements)
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #994adffa
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #503857f6
 def _small_model(**changes) -> Transformer:
     torch.manual_seed(0)
     return Transformer(preset('lab-1m', **{**dict(vocab_size=512, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=160), **changes}))
@@ -257,7 +258,7 @@ def train_split(
             optimizer.step(); losses.append(loss.item() / y.numel())
         return dict(losses=losses, held=sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters()))
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #a0446afa
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #ff1a5cbc
 _KINDS = dict(all_reduce='all-reduce', allreduce_='all-reduce', all_gather_into_tensor='all-gather', _allgather_base_='all-gather', reduce_scatter_tensor='reduce-scatter',
               _reduce_scatter_base_='reduce-scatter', all_to_all_single='all-to-all', alltoall_base_='all-to-all', send='send')
 
@@ -277,7 +278,7 @@ def _tensors(x) -> list[Tensor]:
     if isinstance(x, Tensor): return [x]
     return [t for y in x for t in _tensors(y)] if isinstance(x, (list, tuple)) else []
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #79b55581
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #d7d9c6e9
 class Saved:
     "Bytes of activations that autograd keeps inside this context, parameters not counted, each storage once"
     def __init__(self, model: nn.Module):
@@ -293,7 +294,7 @@ class Saved:
     def __enter__(self): self.hooks.__enter__(); return self
     def __exit__(self, *error): self.hooks.__exit__(*error)
 
-# %% ../../nbs/3_pretrain/07_tensor.ipynb #9fc43228
+# %% ../../nbs/3_pretrain/07_tensor.ipynb #6cbe538b
 def compare_split(
     models: dict[str, dict], # name → changes to the small model's config
     batch: int = 2,          # rows
