@@ -26,7 +26,7 @@ from .data import Batches, held_out, micro_batches, open_corpus
 from .monitor import Interrupted, Log, Spikes, StopRequest, loss_figure, matmul_peak, memory_row
 from .optimizer import learning_rate, make_optimizer
 from .parallel import Group, check_layout, launch, launcher_gone, parse_parallel, process_group
-from .worker import PretrainSettings, Worker, check_settings, model_config
+from .worker import PipelineWorker, PretrainSettings, Worker, check_settings, model_config
 
 # %% ../../nbs/3_pretrain/11_trainer.ipynb #7a68d33a
 class Trainer:
@@ -57,7 +57,7 @@ class Trainer:
 
 def _worker(s: PretrainSettings) -> type:
     "Who makes the gradients"
-    if s.backend == 'torch': return Worker
+    if s.backend == 'torch': return PipelineWorker if parse_parallel(s.parallel).pp > 1 else Worker
     from labkit.pretrain.zero_deepspeed import DeepspeedWorker
     return DeepspeedWorker
 
