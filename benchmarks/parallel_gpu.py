@@ -69,8 +69,8 @@ class Pipeline(One):
 
 def ways(pp_micro, micro):
     return {'one GPU': partial(One, micro=micro), 'tp:2': partial(Tensor, micro=micro), 'tp:2, no sequence parallelism': partial(Tensor, micro=micro, sequence=False),
-            **{f'pp:2, {k}': partial(Pipeline, micro=pp_micro, kind=k) for k in ('gpipe', '1f1b', 'interleaved', 'zerobubble', 'zbv')},
-            **{f'cp:2, {k}': partial(Context, micro=micro, kind=k) for k in ('ring', 'ulysses')}}
+            **{f'cp:2, {k}': partial(Context, micro=micro, kind=k) for k in ('ring', 'ulysses')},
+            **{f'pp:2, {k}': partial(Pipeline, micro=pp_micro, kind=k) for k in ('gpipe', '1f1b', 'interleaved', 'zbv', 'zerobubble')}}
 
 def whole(t): return t.full_tensor() if isinstance(t, DTensor) else t
 
@@ -84,6 +84,7 @@ def equality(mesh, device):
         reference = One(want, mesh, 1); loss = reference.step(x, y)
         for way, make in ways(4, 2).items():
             if way == 'one GPU': continue
+            if dist.get_rank() == 0: print(f'{name}: {way}', flush=True)
             low = 'ring' in way and device.type == 'cuda'
             with torch.autocast(device.type, torch.bfloat16, enabled=low): runner = make(deepcopy(model), mesh); got = runner.step(x, y)
             grads = [(whole(p.grad), want.get_parameter(n).grad) for n, p in runner.named().items()]
