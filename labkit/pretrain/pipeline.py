@@ -10,7 +10,7 @@ __all__ = ['UNITS', 'KINDS', 'SPLITTING', 'layers_of_stage', 'Stage', 'small_mod
            'check_pipeline', 'make_stages', 'make_schedule', 'run_schedule', 'train_pipeline', 'compare_pipeline',
            'Sleeper', 'timed', 'time_schedules']
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #fa7721a3
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #f1c99e95
 import time, torch, torch.distributed as dist
 import torch.nn.functional as F
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from ..model.transformer import Transformer
 from .parallel import process_group
 from .tensor_parallel import output_weight
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #ef9278e3
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #ae47c5c9
 def layers_of_stage(
     n_layers: int, # in the whole model
     stage: int,    # from 0
@@ -35,7 +35,7 @@ def layers_of_stage(
     "Which layers a stage has: as equal as can be, the later stages one more"
     return range(n_layers*stage // stages, n_layers*(stage + 1) // stages)
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #5a6e4b77
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #10d6dd62
 class Stage(nn.Module):
     "Some consecutive layers of a model, under the names that they have in the whole"
     def __init__(self,
@@ -73,7 +73,7 @@ class Stage(nn.Module):
         "The stage without the loss"
         return self.forward(x, positions)
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #99749364
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #32b35093
 def small_model(**changes) -> Transformer:
     "The lab's model: the same random weights wherever it is made"
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def small_model(**changes) -> Transformer:
     for p in model.parameters(): p.data += .05*torch.randn_like(p)
     return model
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #ce2797c6
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #5466bb82
 def gpipe_order(
     rank: int, # the stage
     p: int,    # stages
@@ -90,7 +90,7 @@ def gpipe_order(
     "All forwards, then all backwards"
     return [('F', rank, i) for i in range(m)] + [('B', rank, i) for i in range(m)]
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #c9e792b8
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #9f0ca99a
 UNITS = dict(F=1., B=2., I=1., W=1.) # a backward costs two forwards; gradient of the input, gradient of the weights
 
 def simulate(
@@ -114,7 +114,7 @@ def simulate(
         if not moved: raise ValueError(f'a schedule in which every rank waits: {[q[0] for q in todo if q]}')
     return out
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #c05edf8d
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #116e94db
 def bubble(
     timeline: list[list[tuple]], # of each rank: kind, stage, micro-batch, start, end
 ) -> float: # 0…1
@@ -123,7 +123,7 @@ def bubble(
     whole = max(a[4] for a in flat) - min(a[3] for a in flat)
     return 1 - sum(a[4] - a[3] for a in flat) / (whole*len(timeline))
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #f2c75fec
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #551cec84
 def one_f_one_b_order(
     rank: int, # the stage
     p: int,    # stages
@@ -134,7 +134,7 @@ def one_f_one_b_order(
     steady = [a for i in range(m - warm) for a in (('F', rank, warm + i), ('B', rank, i))]
     return [('F', rank, i) for i in range(warm)] + steady + [('B', rank, i) for i in range(m - warm, m)]
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #18907ed5
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #4d62d4e7
 def in_flight(
     order: list[tuple[str, int, int]], # of one rank
 ) -> int:
@@ -145,7 +145,7 @@ def in_flight(
         most = max(most, now)
     return most
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #53124a8f
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #8e378e41
 def run_by_hand(
     stage: Stage,         # this rank's part
     order: list,          # what this rank does, as from `one_f_one_b_order`
@@ -179,7 +179,7 @@ def _receive(shape: tuple, rank: int) -> Tensor:
     dist.recv(x, rank)
     return x
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #b391a63a
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #f52d6733
 def sync_tied(
     parts: list[Stage], # this rank's stages
     group = None,       # the ranks of the pipeline (None: all processes)
@@ -195,14 +195,14 @@ def sync_tied(
     for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, mine, peer, group), dist.P2POp(dist.irecv, theirs, peer, group)]): work.wait()
     (p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad).add_(theirs)
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #ab65f2d2
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #b97257db
 KINDS = ('gpipe', '1f1b', 'interleaved', 'zerobubble', 'zbv')
 _SCHEDULES = dict(zip(KINDS, (ScheduleGPipe, Schedule1F1B, ScheduleInterleaved1F1B, ScheduleInterleavedZeroBubble, ScheduleZBVZeroBubble)))
 
 SPLITTING = ('zerobubble', 'zbv') # the backward pass in two halves
 
 def whole_logits_loss(h: Tensor, weight: Tensor, targets: Tensor) -> Tensor: # (N, D), (V, D), (N,) -> sum in nats
-    "Cross-entropy of torch's own operations, whose backward pass every version of torch can split in two"
+    "Cross-entropy of torch's own operations, whose backward pass can be split in two; the logits of a micro-batch exist"
     return F.cross_entropy(F.linear(h, weight).float(), targets, reduction='sum')
 
 def stages_of_rank(
@@ -214,7 +214,7 @@ def stages_of_rank(
     if kind in ('gpipe', '1f1b'): return [rank], ranks
     return ([rank, 2*ranks - 1 - rank] if kind == 'zbv' else [rank, rank + ranks]), 2*ranks
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #4e5f8bb4
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #0958b0b5
 def check_pipeline(
     cfg: ModelConfig, # the architecture
     kind: str,        # one of KINDS
@@ -229,7 +229,7 @@ def check_pipeline(
     if kind == '1f1b' and micro < stages: raise SettingsError(f'pp:{ranks}: the schedule 1f1b needs at least {stages} micro-batches a step, and there are {micro}; use a smaller micro_batch or the schedule gpipe')
     if kind in ('interleaved', 'zerobubble') and (micro < ranks or micro % rounds): raise SettingsError(f'pp:{ranks}: {micro} micro-batches a step cannot be cut into {rounds} equal rounds of at least {ranks} ({kind}); use a multiple of {ranks}')
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #f0f7ff42
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #46bc159c
 def make_stages(
     model: Transformer, # whole, the same weights on every rank; drop it afterwards, and what other stages have is freed
     kind: str,          # one of KINDS
@@ -237,10 +237,10 @@ def make_stages(
     ranks: int,         # in the pipeline
     loss: Callable = cross_entropy_sum, # see `Stage`
 ) -> list[Stage]:
-    "This rank's part of a model; for a schedule that splits the backward pass, torch before 2.13 needs `whole_logits_loss`"
+    "This rank's part of a model; a schedule that splits the backward pass makes that of the loss twice, which only `whole_logits_loss` survives"
     mine, stages = stages_of_rank(kind, rank, ranks)
-    if kind in SPLITTING and torch.__version__ < (2, 13):
-        if loss is not cross_entropy_sum: raise SettingsError(f'the schedule {kind} with tensor parallelism needs torch 2.13, this is {torch.__version__}; use 1f1b')
+    if kind in SPLITTING:
+        if loss is not cross_entropy_sum: raise SettingsError(f'the schedule {kind} cannot split the backward pass of a loss over a cut vocabulary (tp); use 1f1b or interleaved')
         loss = whole_logits_loss
     return [Stage(model, s, stages, loss) for s in mine]
 
@@ -271,7 +271,7 @@ def run_schedule(
     schedule.step(*([x] if first else []), **(dict(target=y, losses=losses, targets=y) if last else {}), **more)
     return torch.stack(losses).sum().detach() if last else None
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #e888563d
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #f3854413
 def train_pipeline(
     kind: str = '1f1b', # one of KINDS
     steps: int = 6,     # optimizer steps
@@ -296,7 +296,7 @@ def train_pipeline(
             optimizer.step(); losses.append(None if loss is None else loss.item())
         return dict(losses=losses, held=sum(p.numel() for p in params))
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #ac015b18
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #1102a287
 def compare_pipeline(
     models: dict[str, dict],   # name → changes to the small model's config
     kinds: list[str],          # of KINDS, or 'gpipe by hand', '1f1b by hand'
@@ -327,7 +327,7 @@ def _one_pass(model: Transformer, kind: str, micro: int, group, x: Tensor, y: Te
     stage.scale = 1/tokens
     return run_by_hand(stage, order(group.rank, group.world, micro), x.chunk(micro), y.chunk(micro)), [stage]
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #0867a63e
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #90d56042
 class _Nap(torch.autograd.Function):
     "The identity, with a sleep in one direction or both"
     @staticmethod
@@ -348,7 +348,7 @@ class Sleeper(nn.Module):
         if not x.requires_grad: x = x.detach().requires_grad_() # the first stage: its naps must be taken too
         return _Nap.apply(x, self.unit, self.unit) * _Nap.apply(self.weight, 0., self.unit)
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #03dc8f51
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #0af5bf88
 def timed(
     events: list, # filled with kind, stage, micro-batch, start, end (seconds)
 ) -> type:        # for `make_schedule(stage_type=…)`
@@ -364,7 +364,7 @@ def timed(
         return out
     return Timed
 
-# %% ../../nbs/3_pretrain/08_pipeline.ipynb #4da64817
+# %% ../../nbs/3_pretrain/08_pipeline.ipynb #f6c46a1c
 def time_schedules(
     kinds: list[str],   # of KINDS
     micro: int = 8,     # micro-batches
