@@ -17,6 +17,7 @@ COMMANDS = {
     'corpus':   ('corpus.pipeline',    'clean documents, train a tokenizer, write token shards'),
     'pretrain': ('pretrain.trainer',   'train a model from scratch on token shards'),
     'plan':     ('pretrain.plan',      'which layout for a model on some GPUs: memory, speed'),
+    'export':   ('pretrain.checkpoint', 'make a model folder of a checkpoint of pretraining'),
     'finetune': ('finetune.sft',       'fit LoRA adapters to chats'),
     'quantize': ('inference.quantize', 'write a model with 4-bit weights'),
     'chat':     ('serve.console',      'talk to a model in the terminal'),

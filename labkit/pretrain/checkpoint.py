@@ -13,7 +13,6 @@ __all__ = ['flat_state', 'save_shards', 'load_shards', 'counting', 'spread', 'sm
 import errno, json, re, shutil, time, warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 import torch
@@ -111,11 +110,10 @@ def small_run(
     asynchronous: bool = False, # write in the background
     keep_last: int = 2,      # checkpoints
     on_step: Callable | None = None, # called as `on_step(step, model, group)` when a step's gradients are there
-    group: Group | None = None, # where this process has joined its peers already
 ) -> dict: # losses of the steps from `begin` on; seconds that saving held training up
     "A rank of a training run: it goes on from the newest whole checkpoint in `out`, on whatever ranks there are now"
     layout, losses, held = parse_parallel(parallel), [], 0.
-    with nullcontext(group) if group else process_group() as group:
+    with process_group() as group:
         torch.set_num_threads(1); torch.manual_seed(0)
         model = spread(Transformer(preset('lab-1m', vocab_size=vocab, dim=dim, n_layers=2)), layout)
         optimizer, saver = make_optimizer(model, 3e-3), Saver(out, keep_last, asynchronous, group)
@@ -428,7 +426,7 @@ class Saver:
         pending, self.pending = self.pending, None
         return pending.result() if pending else None
 
-# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #9acf931b
+# %% ../../nbs/3_pretrain/10_checkpoint.ipynb #ac18bc2b
 def export_model(
     path: str | Path,   # out/step-N, or out: its newest checkpoint
     folder: str | Path, # new folder in Hugging Face's layout (an old one is replaced)

@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from ..core.files import read_jsonl
 from .checkpoint import checkpoints, small_run
-from .parallel import Group, RankError, launch, rank_environment
+from .parallel import Group, RankError, launch, leave_together, rank_environment
 
 # %% ../../nbs/3_pretrain/14_faults.ipynb #d0964845
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def elastic_group(
     store.set(f'here-{rank}', ''); store.wait([f'here-{r}' for r in range(world)]) # patiently, before the short timeout counts
     dist.init_process_group('nccl' if device.startswith('cuda') else 'gloo', store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout))
     yield Group(rank, world)
-    dist.barrier()
+    leave_together(store, rank, world, timedelta(seconds=timeout))
     dist.destroy_process_group()
 
 # %% ../../nbs/3_pretrain/14_faults.ipynb #61703be9
@@ -117,7 +117,7 @@ def faulty_run(
     def on_step(step, model, group):
         for f in planned: f.strike(out, step, rank, model)
         beat(out, rank, step)
-    with naming_the_silent(out), elastic_group(timeout) as group: return small_run(out, last, on_step=on_step, group=group, **call)
+    with naming_the_silent(out), elastic_group(timeout): return small_run(out, last, on_step=on_step, **call)
 
 # %% ../../nbs/3_pretrain/14_faults.ipynb #4b25c324
 def launch_nodes(
@@ -183,7 +183,7 @@ def until_done(
     while True:
         try: return run()
         except RankError as e:
-            if not re.match(r'rank \d+ of \d+|node \d+ of \d+', str(e)): raise # a sentence about settings or data
+            if not re.match(r'(rank|node)s? [\d, ]+ of \d+', str(e)): raise # a sentence about settings or data
             failures = failures + 1 if _newest(out) == newest else 1
             newest = _newest(out)
             if failures > restarts: raise RankError(f'{e}\nThat was failure {failures} without a new checkpoint in {out}: starting again does not help') from None
