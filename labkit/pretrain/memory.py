@@ -99,11 +99,16 @@ def recompute(
     model,              # a `Transformer`
     kind: str = 'none', # 'none' keeps everything, 'full' runs each block again, 'selective' runs all but products and attention again
 ) -> nn.Module:         # the same model
-    "Choose what the backward pass computes again; call it before FSDP and compilation; raises `UserError` for another kind"
+    "Choose what the backward pass computes again; call it before compilation and FSDP; raises `UserError` for another kind"
     if kind not in ('none', 'full', 'selective'): raise UserError(f'recompute = {kind}: expected none, full or selective')
     policy = partial(_policy, wide={model.cfg.ffn_dim, model.cfg.expert_dim})
     how = dict(context_fn=partial(create_selective_checkpoint_contexts, policy)) if kind == 'selective' else {}
     for block in model.layers:
         block.__dict__.pop('forward', None) # back to the class's own
-        if kind != 'none': block.forward = partial(checkpoint, block.forward, use_reentrant=False, **how)
+        if kind != 'none': block.forward = _again(block.forward, how)
     return model
+
+def _again(forward: Callable, how: dict) -> Callable:
+    "`forward`, checkpointed; a function of its own, because the compiler passes over `checkpoint` where it is called directly"
+    def run(*args): return checkpoint(forward, *args, use_reentrant=False, **how)
+    return run
