@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/2_model/gguf.html.md"""
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'PRE_TOKENIZERS', 'GGUFError', 'Cursor', 'read_value', 'GGUFTensor', 'GGUFFile', 'read_gguf',
-           'our_name', 'unpermute', 'gguf_config', 'model_tensors', 'gguf_tokenizer', 'load_gguf']
+           'our_name', 'unpermute', 'gguf_config', 'model_tensors', 'score_merges', 'gguf_tokenizer', 'load_gguf']
 
 # %% ../../nbs/2_model/04_gguf.ipynb #9531ea66
 import mmap, os, struct
@@ -150,11 +150,14 @@ def read_gguf(
 
 # %% ../../nbs/2_model/04_gguf.ipynb #4dab9701
 _PERMUTED = ('llama', 'internlm2') # architectures whose q and k rows llama.cpp reorders
-ARCHITECTURES = (*_PERMUTED, 'qwen2', 'qwen3')
+_FAMILY = {'qwen2moe': 'qwen2_moe', 'qwen3moe': 'qwen3_moe'} # where llama.cpp's word is not ours
+ARCHITECTURES = (*_PERMUTED, 'qwen2', 'qwen3', *_FAMILY)
 _OUTER = {'token_embd': 'embed_tokens', 'output_norm': 'norm', 'output': 'lm_head'}
 _INNER = {'attn_q': 'self_attn.q_proj', 'attn_k': 'self_attn.k_proj', 'attn_v': 'self_attn.v_proj', 'attn_output': 'self_attn.o_proj',
           'attn_q_norm': 'self_attn.q_norm', 'attn_k_norm': 'self_attn.k_norm', 'ffn_gate': 'mlp.gate_proj', 'ffn_up': 'mlp.up_proj',
-          'ffn_down': 'mlp.down_proj', 'attn_norm': 'input_layernorm', 'ffn_norm': 'post_attention_layernorm'}
+          'ffn_down': 'mlp.down_proj', 'attn_norm': 'input_layernorm', 'ffn_norm': 'post_attention_layernorm',
+          'ffn_gate_inp': 'mlp.gate', 'ffn_gate_inp_shexp': 'mlp.shared_expert_gate', **{f'ffn_{p}_{kind}': f'mlp.{ours}.{p}_proj' for p in ('gate', 'up', 'down')
+          for kind, ours in (('exps', 'experts'), ('shexp', 'shared_expert'))}} # mixtures: router, stacks of experts, shared expert
 
 # %% ../../nbs/2_model/04_gguf.ipynb #a37e6e32
 def our_name(
@@ -179,15 +182,24 @@ def unpermute(
 
 # %% ../../nbs/2_model/04_gguf.ipynb #aba8964f
 def _scaling(f: GGUFFile, arch: str, plain: ModelConfig) -> RopeScaling | None:
-    "Rotary scaling: a linear factor in the metadata, or Llama 3's as a tensor of divisors"
-    kind = f.metadata.get(f'{arch}.rope.scaling.type', 'none')
-    if kind == 'linear': return RopeScaling('linear', f.metadata[f'{arch}.rope.scaling.factor'])
-    if kind not in ('none', ''): raise GGUFError(f"{f.path}: rope scaling '{kind}' is not implemented; expected none, linear or Llama 3's")
+    "Rotary scaling: linear or YaRN in the metadata, or Llama 3's as a tensor of divisors"
+    get = lambda key, default=None: f.metadata.get(f'{arch}.rope.scaling.{key}', default)
+    kind = get('type', 'none')
+    if kind == 'linear': return RopeScaling('linear', get('factor'))
+    if kind == 'yarn': return RopeScaling('yarn', get('factor'), original_max_seq_len=get('original_context_length', plain.max_seq_len), beta_fast=get('yarn_beta_fast', 32.), beta_slow=get('yarn_beta_slow', 1.))
+    if kind not in ('none', ''): raise GGUFError(f"{f.path}: rope scaling '{kind}' is not implemented; expected none, linear, yarn or Llama 3's")
     if 'rope_freqs.weight' not in f.tensors: return None
     divisors = torch.from_numpy(f.tensors['rope_freqs.weight'].dequantize().copy())
     guess, freq = RopeScaling('llama3', float(divisors.max())), rope_frequencies(plain)
     if divisors.shape != freq.shape or not torch.allclose(freq/divisors, llama3_frequencies(freq, guess), rtol=1e-3): raise GGUFError(f"{f.path}: rope_freqs.weight is not Llama 3.1's scaling of an 8192-token context")
     return guess
+
+def _gguf_experts(f: GGUFFile, arch: str) -> dict:
+    "The mixture of experts, if there is one: llama.cpp files Mixtral as a llama with an expert_count"
+    get = lambda key: f.metadata.get(f'{arch}.{key}') or 0
+    if not get('expert_count'): return {}
+    return dict(n_experts=get('expert_count'), experts_per_token=get('expert_used_count'), expert_dim=get('expert_feed_forward_length'), shared_expert_dim=get('expert_shared_feed_forward_length'),
+                norm_topk=arch != 'qwen2moe', family='mixtral' if arch == 'llama' else _FAMILY.get(arch, arch))
 
 # %% ../../nbs/2_model/04_gguf.ipynb #8ea5958f
 def gguf_config(
@@ -203,14 +215,14 @@ def gguf_config(
     plain = ModelConfig(f.tensors['token_embd.weight'].shape[0], get['embedding_length'], get['block_count'], heads, m.get(f'{arch}.attention.head_count_kv', heads),
         get['feed_forward_length'], head_dim=m.get(f'{arch}.attention.key_length', 0), max_seq_len=get['context_length'], rope_theta=m.get(f'{arch}.rope.freq_base', 10000.),
         norm_eps=get['attention.layer_norm_rms_epsilon'], tie_embeddings='output.weight' not in f.tensors, qkv_bias='blk.0.attn_q.bias' in f.tensors,
-        o_bias='blk.0.attn_output.bias' in f.tensors, qk_norm='blk.0.attn_q_norm.weight' in f.tensors, family=arch)
+        o_bias='blk.0.attn_output.bias' in f.tensors, qk_norm='blk.0.attn_q_norm.weight' in f.tensors, **{'family': _FAMILY.get(arch, arch), **_gguf_experts(f, arch)})
     return replace(plain, rope_scaling=_scaling(f, arch, plain))
 
 # %% ../../nbs/2_model/04_gguf.ipynb #2f0e60db
 def model_tensors(
     f: GGUFFile,              # an open file
     cfg: ModelConfig,         # its architecture, from `gguf_config`
-) -> Iterator[GGUFTensor]:    # named and ordered as in `Transformer`; the blocks of q and k are copies, all others views of the file
+) -> Iterator[GGUFTensor]:    # named as `from_tensors` wants them, experts one by one; the blocks of q and k are copies, all others views of the file
     "Every weight, still packed: what a kernel for quantized blocks wants"
     permuted = f.metadata['general.architecture'] in _PERMUTED
     for t in f.tensors.values():
@@ -218,7 +230,15 @@ def model_tensors(
         heads = {'attn_q': cfg.n_heads, 'attn_k': cfg.n_kv_heads}.get(t.name.split('.')[-2]) if permuted else None
         rows = t.blocks.reshape(t.shape[0], -1) # a bias is one row in the file
         blocks = unpermute(rows, heads).reshape(t.blocks.shape) if heads else t.blocks
-        yield replace(t, name=our_name(t.name, str(f.path)), blocks=blocks)
+        name = our_name(t.name, str(f.path))
+        if name.endswith('shared_expert_gate.weight'): yield replace(t, name=name, shape=(1, t.shape[-1]))
+        elif len(t.shape) < 3: yield replace(t, name=name, blocks=blocks)
+        else: yield from _one_by_one(t, name)
+
+def _one_by_one(t: GGUFTensor, name: str) -> Iterator[GGUFTensor]:
+    "A stack of experts as its parts"
+    stem, _, last = name.rpartition('.experts.')
+    for e, blocks in enumerate(t.blocks.reshape(t.shape[0], t.shape[1], -1)): yield replace(t, name=f'{stem}.experts.{e}.{last}', shape=t.shape[1:], blocks=blocks)
 
 # %% ../../nbs/2_model/04_gguf.ipynb #9511269a
 _GPT4 = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -235,28 +255,57 @@ def _pre_tokenizer(name: str):
 # %% ../../nbs/2_model/04_gguf.ipynb #d32c651a
 def _backend(m: dict, pre: str):
     "A byte-level BPE from vocabulary, merges and token types (3: control, 4: defined by the user)"
-    from tokenizers import AddedToken, Tokenizer as Backend, decoders, models, normalizers
+    from tokenizers import Tokenizer as Backend, decoders, models, normalizers
     tokens, kinds = m['tokenizer.ggml.tokens'], m['tokenizer.ggml.token_type']
     merges = [tuple(p.split(' ')) for p in m['tokenizer.ggml.merges']]
     backend = Backend(models.BPE(dict(zip(tokens, range(len(tokens)))), merges, ignore_merges=pre == 'llama-bpe'))
     if pre == 'qwen2': backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer, backend.decoder = _pre_tokenizer(pre), decoders.ByteLevel()
+    _add_tokens(backend, tokens, kinds)
+    return backend
+
+def _add_tokens(backend, tokens: list[str], kinds: list[int]) -> None:
+    from tokenizers import AddedToken
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, kinds) if k == 3])
     backend.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, kinds) if k == 4])
+
+# %% ../../nbs/2_model/04_gguf.ipynb #158e2ce7
+def score_merges(
+    scores: dict[str, float], # piece -> score; higher is joined earlier
+) -> list[tuple[str, str]]:   # the best first
+    "The merges behind a SentencePiece vocabulary: every way to cut a piece into two pieces, by the score of the whole"
+    cuts = ((-s, p[:i], p[i:]) for p, s in scores.items() for i in range(1, len(p)) if p[:i] in scores and p[i:] in scores)
+    return [(a, b) for _, a, b in sorted(cuts, key=lambda c: c[0])]
+
+def _sentencepiece(m: dict):
+    "SentencePiece's BPE with byte fallback (token types: 1 a piece, 2 unknown, 3 control, 4 defined by the user, 6 a byte)"
+    from tokenizers import Tokenizer as Backend, decoders, models, normalizers
+    tokens, kinds, prefix = m['tokenizer.ggml.tokens'], m['tokenizer.ggml.token_type'], m.get('tokenizer.ggml.add_space_prefix', True)
+    merges = score_merges({t: s for t, s, k in zip(tokens, m['tokenizer.ggml.scores'], kinds) if k == 1})
+    unknown = next((t for t, k in zip(tokens, kinds) if k == 2), None)
+    backend = Backend(models.BPE(dict(zip(tokens, range(len(tokens)))), merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([*([normalizers.Prepend('▁')] if prefix else []), normalizers.Replace(' ', '▁')])
+    backend.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), *([decoders.Strip(' ', 1, 0)] if prefix else [])])
+    _add_tokens(backend, tokens, kinds)
     return backend
 
 # %% ../../nbs/2_model/04_gguf.ipynb #336a3aff
 def gguf_tokenizer(
     f: GGUFFile, # an open file
 ) -> Tokenizer:
-    "The tokenizer inside a GGUF file; raises `GGUFError` for kinds that are not byte-level BPE"
-    m, pre = f.metadata, f.metadata.get('tokenizer.ggml.pre', 'gpt-2')
-    if (kind := m.get('tokenizer.ggml.model')) != 'gpt2': raise GGUFError(f"{f.path}: tokenizer model '{kind}' is not implemented; expected 'gpt2' (byte-level BPE)")
-    if pre not in PRE_TOKENIZERS: raise GGUFError(f"{f.path}: pre-tokenizer '{pre}' is not implemented; known: {', '.join(PRE_TOKENIZERS)}")
-    if missing := [k for k in ('tokens', 'token_type', 'merges') if f'tokenizer.ggml.{k}' not in m]: raise GGUFError(f"{f.path}: metadata lack tokenizer.ggml.{missing[0]}")
+    "The tokenizer inside a GGUF file, byte-level BPE (gpt2) or SentencePiece (llama); raises `GGUFError` for other kinds"
+    m, kind = f.metadata, f.metadata.get('tokenizer.ggml.model')
+    if kind not in ('gpt2', 'llama'): raise GGUFError(f"{f.path}: tokenizer model '{kind}' is not implemented; expected 'gpt2' (byte-level BPE) or 'llama' (SentencePiece)")
+    if missing := [k for k in ('tokens', 'token_type', 'merges' if kind == 'gpt2' else 'scores') if f'tokenizer.ggml.{k}' not in m]: raise GGUFError(f"{f.path}: metadata lack tokenizer.ggml.{missing[0]}")
     ids = {k: m.get(f'tokenizer.ggml.{name}_token_id') for k, name in (('bos', 'bos'), ('eos', 'eos'), ('pad', 'padding'))}
+    if wrong := [i for i in ids.values() if i is not None and not 0 <= i < len(m['tokenizer.ggml.tokens'])]: raise GGUFError(f'{f.path}: special token {wrong[0]} is no id of the vocabulary')
     names = {k: None if i is None else m['tokenizer.ggml.tokens'][i] for k, i in ids.items()}
-    return Tokenizer(_backend(m, pre), **names, chat_template=m.get('tokenizer.chat_template'))
+    return Tokenizer(_gpt2(f, m) if kind == 'gpt2' else _sentencepiece(m), **names, chat_template=m.get('tokenizer.chat_template'))
+
+def _gpt2(f: GGUFFile, m: dict):
+    pre = m.get('tokenizer.ggml.pre', 'gpt-2')
+    if pre not in PRE_TOKENIZERS: raise GGUFError(f"{f.path}: pre-tokenizer '{pre}' is not implemented; known: {', '.join(PRE_TOKENIZERS)}")
+    return _backend(m, pre)
 
 # %% ../../nbs/2_model/04_gguf.ipynb #b1e65ad8
 def load_gguf(

@@ -12,6 +12,7 @@ gguf = pytest.importorskip('gguf')
 GPT2_BYTES = __import__('tokenizers').pre_tokenizers.ByteLevel.alphabet()
 THEIRS = {'embed_tokens': 'token_embd', 'norm': 'output_norm', 'lm_head': 'output', 'self_attn.q_proj': 'attn_q', 'self_attn.k_proj': 'attn_k', 'self_attn.v_proj': 'attn_v',
           'self_attn.o_proj': 'attn_output', 'self_attn.q_norm': 'attn_q_norm', 'self_attn.k_norm': 'attn_k_norm', 'mlp.gate_proj': 'ffn_gate', 'mlp.up_proj': 'ffn_up',
+          'mlp.gate': 'ffn_gate_inp', 'mlp.shared_expert_gate': 'ffn_gate_inp_shexp', **{f'mlp.{a}.{p}_proj': f'ffn_{p}_{b}' for p in ('gate', 'up', 'down') for a, b in (('experts', 'exps'), ('shared_expert', 'shexp'))},
           'mlp.down_proj': 'ffn_down', 'input_layernorm': 'attn_norm', 'post_attention_layernorm': 'ffn_norm'}
 
 def permute(w, heads): # llama.cpp's convert_hf_to_gguf.py, LlamaModel.permute
@@ -22,15 +23,17 @@ def write(path, model, arch, kind='F32', keys={}, extra={}):
     cfg, w = model.cfg, gguf.GGUFWriter(path, arch)
     w.add_block_count(cfg.n_layers); w.add_context_length(cfg.max_seq_len); w.add_embedding_length(cfg.dim); w.add_feed_forward_length(cfg.ffn_dim)
     w.add_head_count(cfg.n_heads); w.add_head_count_kv(cfg.n_kv_heads); w.add_key_length(cfg.head_dim); w.add_layer_norm_rms_eps(cfg.norm_eps); w.add_rope_freq_base(cfg.rope_theta)
+    for key, value in keys.get('more', {}).items(): (w.add_float32 if isinstance(value, float) else w.add_string if isinstance(value, str) else w.add_uint32)(f'{arch}.{key}', value)
     words = ['<|endoftext|>', *sorted(GPT2_BYTES)]; words += ['ab', *(f'w{i}' for i in range(cfg.vocab_size - len(words) - 1))]
     w.add_tokenizer_model('gpt2'); w.add_tokenizer_pre(keys.get('pre', 'smollm')); w.add_token_list(words); w.add_token_types([3] + [1]*(len(words) - 1)); w.add_token_merges(['a b']); w.add_eos_token_id(0)
     for name, t in {**model.state_dict(), **extra}.items():
-        a, stem = t.float().numpy(), name.rpartition('.')[0]
+        a, stem = t.float().numpy(), name.removesuffix('.weight').removesuffix('.bias')
+        if 'shared_expert_gate' in name: a = a[0]
         stem, i = (stem.split('.', 2)[2], stem.split('.')[1]) if stem.startswith('layers.') else (stem, None)
         if arch in ('llama', 'internlm2') and stem.endswith(('q_proj', 'k_proj')): a = permute(a, cfg.n_heads if 'q_proj' in stem else cfg.n_kv_heads)
         theirs = THEIRS.get(stem, stem)
-        theirs = (f'blk.{i}.{theirs}' if i else theirs) + '.' + name.rpartition('.')[2]
-        q = gguf.GGMLQuantizationType[kind] if a.ndim == 2 else gguf.GGMLQuantizationType.F32
+        theirs = (f'blk.{i}.{theirs}' if i else theirs) + ('.bias' if name.endswith('.bias') else '.weight')
+        q = gguf.GGMLQuantizationType[kind] if a.ndim >= 2 else gguf.GGMLQuantizationType.F32
         w.add_tensor(theirs, gguf.quants.quantize(np.ascontiguousarray(a), q), raw_dtype=q)
     w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
 
@@ -52,6 +55,69 @@ def test_every_architecture_comes_back(arch, tmp_path):
     x = torch.randint(0, 320, (2, 30))
     assert back.cfg == model.cfg
     with torch.inference_mode(): assert torch.equal(back(x), model(x))
+
+MIXTURES = {'llama': (dict(family='mixtral'), {}), 'qwen2moe': (dict(family='qwen2_moe', qkv_bias=True, shared_expert_dim=64, norm_topk=False), {'expert_shared_feed_forward_length': 64}), 'qwen3moe': (dict(family='qwen3_moe', qk_norm=True), {})}
+
+@pytest.mark.parametrize('arch', MIXTURES)
+@pytest.mark.parametrize('kind', ['F32', 'Q8_0'])
+def test_mixtures_come_back(arch, kind, tmp_path):
+    kw, more = MIXTURES[arch]
+    model = tiny(**kw, n_experts=4, experts_per_token=2, **({} if arch == 'llama' else {'expert_dim': 32}))
+    write(tmp_path/'m.gguf', model, arch, kind, keys={'more': {'expert_count': 4, 'expert_used_count': 2, **({} if arch == 'llama' else {'expert_feed_forward_length': 32}), **more}})
+    back, tok = load_gguf(tmp_path/'m.gguf')
+    assert back.cfg == model.cfg
+    for a, b in zip(back.parameters(), model.parameters()): assert (a - b).abs().max() <= (0 if kind == 'F32' else .02)
+
+def test_yarn_is_read(tmp_path):
+    model = tiny(rope_scaling=RopeScaling('yarn', 4., original_max_seq_len=16), head_dim=32)
+    write(tmp_path/'m.gguf', model, 'llama', keys={'more': {'rope.scaling.type': 'yarn', 'rope.scaling.factor': 4., 'rope.scaling.original_context_length': 16}})
+    assert gguf_config(read_gguf(tmp_path/'m.gguf')) == model.cfg
+
+# SentencePiece
+
+LETTERS = '▁abcdeé'
+PIECES = {**{c: -1000. - i for i, c in enumerate(LETTERS)}, **{p: -float(i) for i, p in enumerate(('ab', '▁a', 'cd', 'abc', '▁ab', 'de', 'cde', 'bc', '▁▁', '▁abcd', 'ee', 'abcd', 'éé'))}}
+
+def sentencepiece_file(path, prefix=True, drop=()):
+    w = gguf.GGUFWriter(path, 'llama')
+    words = ['<unk>', '<s>', '</s>', *(f'<0x{b:02X}>' for b in range(256)), *PIECES, '<|im_start|>', '[USER]']
+    n = len(PIECES)
+    w.add_tokenizer_model('llama'); w.add_token_list(words); w.add_token_types([2, 3, 3] + [6]*256 + [1]*n + [3, 4])
+    if 'scores' not in drop: w.add_token_scores([0.]*259 + [*PIECES.values()] + [0., 0.])
+    w.add_bos_token_id(1); w.add_eos_token_id(2); w.add_add_space_prefix(prefix)
+    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
+    return words
+
+def by_hand(text, prefix): # llama.cpp's llm_tokenizer_spm: join the best-scoring neighbours, the leftmost of equals; then bytes
+    if not text: return []
+    parts = list((('▁' if prefix else '') + text.replace(' ', '▁')))
+    while ways := [(-PIECES[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in PIECES]:
+        i = min(ways)[1]; parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return [p for part in parts for p in ([part] if part in PIECES else [f'<0x{b:02X}>' for b in part.encode()])]
+
+@pytest.fixture(scope='module', params=[True, False])
+def pieces(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp('spm')/'t.gguf'
+    return sentencepiece_file(path, request.param), gguf_tokenizer(read_gguf(path)), request.param
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(alphabet='abcdeé x你') | st.text())
+def test_sentencepiece_is_its_rule(pieces, text):
+    words, tok, prefix = pieces
+    text = text.replace('[USER]', '').replace('▁', '')
+    ids = tok.encode(text)
+    assert [words[i] for i in ids] == by_hand(text, prefix)
+    assert tok.decode(ids) == text
+
+def test_sentencepiece_markers(pieces):
+    words, tok, prefix = pieces
+    assert (tok.bos_id, tok.eos_id) == (1, 2) and tok.vocab_size == len(words)
+    assert words.index('<|im_start|>') in tok.encode('<|im_start|>ab', special=True) and words.index('<|im_start|>') not in tok.encode('<|im_start|>ab')
+    assert words.index('[USER]') in tok.encode('ab[USER]ab')
+
+def test_sentencepiece_without_scores(tmp_path):
+    sentencepiece_file(tmp_path/'t.gguf', drop=('scores',))
+    with pytest.raises(UserError, match='metadata lack tokenizer.ggml.scores'): gguf_tokenizer(read_gguf(tmp_path/'t.gguf'))
 
 @pytest.mark.parametrize('kind, err', [('F16', 1e-3), ('BF16', 1e-2), ('Q8_0', 1e-2), ('Q4_1', .1), ('Q4_0', .1), ('Q5_0', .1), ('Q5_1', .1)])
 def test_block_types(kind, err, tmp_path):
