@@ -3,7 +3,10 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from labkit.core.settings import UserError
 from labkit.corpus.blend import Blend
-from labkit.pretrain.data import Batches, as_pairs, held_out, micro_batches, window_starts
+from labkit.model.config import preset
+from labkit.model.cross_entropy import cross_entropy_sum
+from labkit.model.transformer import Transformer
+from labkit.pretrain.data import Batches, as_packed, as_pairs, counted, held_out, micro_batches, window_starts
 
 sizes = dict(n=st.integers(40, 400), seq=st.integers(2, 16), seed=st.integers(0, 2**32), epoch=st.integers(0, 5))
 
@@ -59,3 +62,48 @@ def test_held_out_windows_reach_the_whole_text():
 def test_big_ids_survive():
     x, y = as_pairs(np.stack([np.array([0, 65535, 92543], dtype=np.int64)]))
     assert y.tolist() == [[65535, 92543]]
+
+# ---- documents in one row
+
+rows = st.integers(1, 4).flatmap(lambda b: st.integers(2, 20).flatmap(lambda t: st.lists(st.lists(st.integers(0, 3), min_size=t, max_size=t), min_size=b, max_size=b)))
+
+@given(rows=rows)
+def test_documents_positions_and_targets_by_hand(rows):
+    "id 0 ends a document"
+    x, y, documents, positions = as_packed(np.array(rows), 0)
+    for r, row in enumerate(rows):
+        doc = place = 0
+        for t, token in enumerate(row[:-1]):
+            assert (x[r, t], documents[r, t], positions[r, t]) == (token, doc, place) and y[r, t] == (-100 if token == 0 else row[t + 1])
+            doc, place = (doc + 1, 0) if token == 0 else (doc, place + 1)
+    assert documents.dtype == torch.int32 and counted([(x, y)]) == int((x != 0).sum())
+
+@given(lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=15)
+def test_a_document_in_a_row_has_the_loss_of_one_alone(lengths, seed):
+    import torch.nn.functional as F
+    g = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    model = Transformer(preset('lab-1m', vocab_size=32, dim=16, n_heads=2, n_kv_heads=1, ffn_dim=16, n_layers=2))
+    docs = [[*g.integers(1, 32, n).tolist(), 0] for n in lengths]
+    def loss(row, packed):
+        x, y, documents, positions = as_packed(np.array([row]), 0)
+        mask = (documents[:, None, :, None] == documents[:, None, None, :]) & torch.ones(len(row) - 1, len(row) - 1, dtype=torch.bool).tril()
+        def apart(q, k, v, layer): return F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_mask=mask, enable_gqa=True).transpose(1, 2)
+        return cross_entropy_sum(model.hidden(x, *((positions, apart) if packed else ())).flatten(0, 1), model.embed_tokens.weight, y.flatten())
+    together, alone = loss(sum(docs, []) + [5], True), sum(loss([*d, 5], False) for d in docs)
+    assert together.item() == pytest.approx(alone.item(), rel=1e-5, abs=1e-5)
+    params = list(model.parameters())
+    for a, b in zip(torch.autograd.grad(together, params), torch.autograd.grad(alone, params)): torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+def test_packed_batches_hold_the_same_tokens(corpus):
+    from labkit.corpus.tokens import Shards
+    b = Batches(Shards(corpus/'train'), 32, 4)
+    for plain, packed in zip(micro_batches(b, 3, 3), micro_batches(b, 3, 3, packed=True)):
+        assert torch.equal(plain[0], packed[0]) and ((plain[1] == packed[1]) | (packed[0] == b.eos_id)).all() and (packed[1][packed[0] == b.eos_id] == -100).all()
+    (x, y, documents, positions), *_ = held_out(Shards(corpus/'valid'), 32, 10**6, 2, packed=True)
+    assert x.shape == y.shape == documents.shape == positions.shape
+
+def test_an_unknown_end_of_documents():
+    with pytest.raises(UserError, match='which id ends a document'): next(micro_batches(Batches(np.arange(100), 5, 3), 0, 3, packed=True))
+    assert len(next(micro_batches(Batches(np.arange(100), 5, 3, eos_id=7), 0, 3, packed=True))) == 4
