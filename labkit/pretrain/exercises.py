@@ -9,7 +9,8 @@ __all__ = ['rows_of_rank', 'epochs_begun', 'places', 'warmup_cosine', 'clip_by_n
            'best_stride', 'robust_width', 'rows_kept', 'save_interval', 'parts_to_read', 'useful_share', 'who_hangs',
            'mfu', 'ring_bytes', 'averaged', 'column_then_row', 'merge_lse', 'bubble', 'in_flight', 'zigzag',
            'merge_attention', 'most_rows', 'saved_attention', 'efficiency', 'waited', 'exponent', 'tokens_for',
-           'rows_of', 'norm_of']
+           'rows_of', 'norm_of', 'bytes_held', 'reduce_scatter', 'two_lanes', 'into_buckets', 'accumulation_steps',
+           'undo_averages', 'denominator', 'norm_once']
 
 # %% ../../nbs/3_pretrain/90_exercises.ipynb #e9c3ae55
 import math
@@ -283,3 +284,62 @@ def rows_of(fn):
 def norm_of(fn):
     "`fn(norms)`: the norm of a gradient of which each rank has a part"
     assert math.isclose(fn([3., 4.]), 5.) and math.isclose(fn([2.]), 2.), 'the norm of (3) and (4) together is 5'
+
+# %% ../../nbs/3_pretrain/90_exercises.ipynb #35660773
+@exercise
+def bytes_held(fn):
+    "`fn(stage, params, ranks)`: bytes of weights, gradients and Adam's state on a rank, in 32-bit numbers; stage 0 is data parallel"
+    assert fn(0, 1000, 8) == 16000, 'data parallel: 4 + 4 + 8 bytes a parameter, however many ranks there are'
+    assert fn(1, 1000, 8) == 9000, 'ZeRO-1: 4 + 4 + 8/8'
+    assert fn(2, 1000, 8) == 5500, 'ZeRO-2: 4 + 4/8 + 8/8'
+    assert fn(3, 1000, 8) == 2000, 'ZeRO-3: 16/8'
+
+@exercise
+def reduce_scatter(fn):
+    "`fn(rows)`: what each rank holds after a reduce-scatter of the ranks' rows"
+    assert [list(r) for r in fn([[1, 2, 3, 4], [10, 20, 30, 40]])] == [[11, 22], [33, 44]], 'rank 0 has the sums of the first half, rank 1 those of the second'
+    assert [list(r) for r in fn([[1, 2, 3]] * 3)] == [[3], [6], [9]]
+
+# %% ../../nbs/3_pretrain/90_exercises.ipynb #67f1e463
+@exercise
+def two_lanes(fn):
+    "`fn(compute, messages)`: when all is done; message i can leave when computation i has ended and the message before has gone"
+    assert fn([1, 1, 1], [1, 1, 1]) == 4, 'each message hides behind the next computation, the last one behind nothing'
+    assert fn([1, 1], [5, 1]) == 7, 'the first message leaves at 1 and is gone at 6; the second waits for it'
+    assert fn([3, 3], [1, 1]) == 7
+
+@exercise
+def into_buckets(fn):
+    "`fn(sizes, cap)`: neighbours put together until a bucket has at least `cap` bytes"
+    assert [list(b) for b in fn([2, 2, 2, 2], 4)] == [[2, 2], [2, 2]], 'two of 2 make 4: full'
+    assert [list(b) for b in fn([9, 1, 1], 4)] == [[9], [1, 1]], 'what is left at the end is a bucket too'
+    assert [list(b) for b in fn([1, 9, 1], 4)] == [[1, 9], [1]], 'a bucket closes when it is full, not before it would be too full'
+
+# %% ../../nbs/3_pretrain/90_exercises.ipynb #4502d705
+@exercise
+def accumulation_steps(fn):
+    "`fn(batch, micro, ranks)`: micro-batches of a rank in a step"
+    assert fn(64, 4, 2) == 8, '64 rows over 2 ranks are 32 each, in pieces of 4'
+    assert fn(8, 8, 1) == 1
+
+@exercise
+def undo_averages(fn):
+    "`fn(ranks, pieces)`: the factor for a loss that is divided by the tokens of the whole batch already, when the library averages over ranks and over pieces"
+    assert fn(2, 1) == 2, 'the library divides the sum over two ranks by 2'
+    assert fn(2, 4) == 8, '… and each of the four pieces by 4'
+
+# %% ../../nbs/3_pretrain/90_exercises.ipynb #b7f866ba
+@exercise
+def denominator(fn):
+    "`fn(targets)`: what each rank divides its sum of losses by; `targets` is one tensor a rank, −100 does not count"
+    a, b = torch.tensor([[1, 2, -100], [-100, -100, 3]]), torch.tensor([[-100, 7], [8, 9]])
+    assert fn([a]) == 3, 'three of the six targets count'
+    assert fn([a, b]) == 6, 'all ranks divide by the same number: the targets that count on all of them'
+
+@exercise
+def norm_once(fn):
+    "`fn(ranks)`: norm of the whole gradient; each rank gives a list of (gradient, ranks that hold the same one)"
+    g = torch.tensor([3., 4.])
+    assert math.isclose(fn([[(g, 1)]]), 5., rel_tol=1e-5), 'one rank: the Euclidean norm of all its gradients together'
+    assert math.isclose(fn([[(g, 2)], [(g, 2)]]), 5., rel_tol=1e-5), 'two copies of a gradient are one gradient'
+    assert math.isclose(fn([[(g, 1), (g, 2)], [(g, 1), (g, 2)]]), math.sqrt(75), rel_tol=1e-5), 'shards count each, copies once, and the root comes last'

@@ -7,7 +7,7 @@ Docs: https://labkit.github.io/labkit/nbs/3_pretrain/overlap.html.md"""
 # %% auto #0
 __all__ = ['LABELS', 'AHEAD', 'spans', 'covered', 'hidden', 'average_in_hooks', 'Objective', 'fetch', 'trace_kinds']
 
-# %% ../../nbs/3_pretrain/12_overlap.ipynb #2001cf1e
+# %% ../../nbs/3_pretrain/12_overlap.ipynb #3e160979
 import json, tempfile, time, torch, torch.distributed as dist
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ from .optimizer import make_optimizer
 from .parallel import Group, Layout, average_gradients, make_mesh, process_group
 from .zero import shard
 
-# %% ../../nbs/3_pretrain/12_overlap.ipynb #7d09d3eb
+# %% ../../nbs/3_pretrain/12_overlap.ipynb #0152555c
 LABELS = ('forward', 'backward', 'averaging', 'optimizer') # `record_function` marks of a step
 
 def spans(
@@ -45,7 +45,7 @@ def _plain(name: str) -> str:
         if word in name.lower().replace('_', ''): return plain
     return 'other message'
 
-# %% ../../nbs/3_pretrain/12_overlap.ipynb #b2987b49
+# %% ../../nbs/3_pretrain/12_overlap.ipynb #8b7d6338
 def covered(
     bars: list[tuple[float, float]], # (start, end) that may overlap
 ) -> list[tuple[float, float]]: # sorted, apart
@@ -64,7 +64,7 @@ def hidden(
     both = sum(max(0., min(b, d) - max(a, c)) for a, b in lanes['messages'] for c, d in lanes['compute'])
     return both / sum(b - a for a, b in lanes['messages'])
 
-# %% ../../nbs/3_pretrain/12_overlap.ipynb #af653af7
+# %% ../../nbs/3_pretrain/12_overlap.ipynb #cd22e56d
 def average_in_hooks(
     model: nn.Module,
     group: Group, # inside `process_group`
@@ -86,7 +86,7 @@ class Objective(nn.Module):
         h = m.hidden(tokens[:, :-1]).flatten(0, 1) # first: FSDP2 gathers the head's weight with it
         return cross_entropy_sum(h, (m.embed_tokens if m.lm_head is None else m.lm_head).weight, y.flatten()) / y.numel()
 
-# %% ../../nbs/3_pretrain/12_overlap.ipynb #08467334
+# %% ../../nbs/3_pretrain/12_overlap.ipynb #69d4455b
 def fetch(
     model: Transformer, # after `shard`
     ahead: int,         # blocks whose weights are fetched before it is their turn; 0: each only when the one before has ended; −1: as FSDP2 does by itself
@@ -104,7 +104,7 @@ def _one_at_a_time(block: nn.Module) -> None:
     wait = lambda *_: torch.cuda.synchronize() if torch.cuda.is_available() else None
     for register in (block.register_forward_pre_hook, block.register_forward_hook, block.register_full_backward_pre_hook, block.register_full_backward_hook): register(wait)
 
-# %% ../../nbs/3_pretrain/12_overlap.ipynb #82f5b684
+# %% ../../nbs/3_pretrain/12_overlap.ipynb #f1a55fe7
 AHEAD = {'one at a time': 0, 'by itself': -1, 'two ahead': 2} # ways of FSDP2, for `fetch`
 
 def _prepare(kind: str, model: Transformer, group: Group) -> tuple[Callable, Callable]: # objective; what is left to do behind the backward pass
