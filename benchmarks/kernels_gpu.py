@@ -11,6 +11,7 @@ from labkit.model import cross_entropy as ce, flash, kernels
 from labkit.model.fp8 import to_fp8
 from labkit.model.transformer import apply_rope
 
+PART = None # (i, n): only start every n-th of the jobs, untimed, so that several processes fill the compilers' caches
 ROUNDS, MS, DTYPE = 5, 6., torch.bfloat16
 BAR = .85 # share of the bandwidth of a copy
 
@@ -35,16 +36,21 @@ def alternate(jobs):
     "Medians of jobs that take turns: name -> ms, min, max; what fails says why and is left out"
     graphs, times = {}, {}
     for name, job in jobs.items():
-        try: graphs[name] = captured(job)
+        try:
+            if PART: job(); continue
+            graphs[name] = captured(job)
         except Exception as e: print(f'  {name}: {type(e).__name__}: {str(e).splitlines()[0][:200]}', flush=True); torch.cuda.synchronize()
     for _ in range(ROUNDS):
         for name, g in graphs.items(): times.setdefault(name, []).append(milliseconds(*g))
     return {name: dict(ms=statistics.median(t), min=min(t), max=max(t)) for name, t in times.items()}
 
 def copy_bandwidth():
-    "Bytes a second of a copy, read and written"
-    x = torch.randn(2**28, device='cuda'); y = torch.empty_like(x)
-    return 2*x.nbytes/min(alternate({'copy': lambda: y.copy_(x)})['copy'].values())*1e3
+    "Bytes a second of the fastest copy, read and written: torch's own and an elementwise kernel, at sizes that no cache holds"
+    found = []
+    for n in (2**26, 2**27, 2**28): # bfloat16 numbers
+        x = rows(n, grad=False); y = torch.empty_like(x)
+        found += [2*x.nbytes/t['ms']*1e3 for t in alternate({'copy': lambda: y.copy_(x), 'negative': lambda: torch.neg(x, out=y)}).values()]
+    return max(found)
 
 def rows(*shape, grad=True): return torch.randn(*shape, device='cuda', dtype=DTYPE, requires_grad=grad)
 
@@ -131,7 +137,7 @@ def cross_entropy(N, D=2048, V=92544):
         with torch.autocast('cuda', DTYPE): return ce.cross_entropy_sum(h, w, y)
     def theirs(h, w):
         with torch.autocast('cuda', DTYPE): out = Liger.apply(h, w, y, None, None, -100, 0., 0., 'sum'); return out[0] if isinstance(out, tuple) else out
-    ways, found = {'labkit': own, 'torch': plain, 'torch.compile': compiled(plain), 'Liger': theirs}, []
+    ways = {'labkit': own, 'torch': plain, 'torch.compile': compiled(plain), 'Liger': theirs, 'labkit, bf16 weight': own, 'Liger, bf16 weight': theirs}
     flops = 3*2*N*D*V
     times = {name: [] for name in ways}; peak = {}
     for r in range(4):
@@ -139,7 +145,8 @@ def cross_entropy(N, D=2048, V=92544):
             try:
                 torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); before = torch.cuda.memory_allocated()
                 a, b = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                a.record(); g = torch.autograd.grad(f(h, w), (h, w)); b.record(); torch.cuda.synchronize()
+                leaf = low if 'bf16' in name else w
+                a.record(); g = torch.autograd.grad(f(h, leaf), (h, leaf)); b.record(); torch.cuda.synchronize()
                 peak[name] = (torch.cuda.max_memory_allocated() - before)/2**30
                 if r: times[name].append(a.elapsed_time(b))
                 del g
@@ -198,8 +205,6 @@ WORK = {
     'softmax gradient': (softmax_gradient, [92544]), 'cross-entropy': (cross_entropy, [8192, 16384]),
     'attention': (attention, [4096]), 'attention, documents of 512': (lambda T: attention(T, documents=512), [4096]), 'attention, window of 1024': (lambda T: attention(T, window=1024), [8192]),
     'fp8 linear': (linear, [(2048, 8192), (8192, 2048), (4096, 14336), (14336, 4096)])}
-
-PART = None # (i, n): only start every n-th of the launches, untimed, so that several processes fill Triton's cache
 
 def best(name, runs, show=6):
     "Time launches by their options"
@@ -267,6 +272,17 @@ def under_compile():
         print(f'  compiled {name}: {out[name]}', flush=True)
     return out
 
+def fill(args):
+    "Compile a part of all that will be timed"
+    global PART
+    PART = tuple(map(int, args.fill.split('/')))
+    for i, (f, size) in enumerate((f, size) for name, (f, sizes) in WORK.items() if chosen(name, args) for size in sizes):
+        if i % PART[1] == PART[0]: torch.compiler.reset(); f(size)
+    if PART[0] == 0: under_compile()
+    if args.tune: tune()
+
+def chosen(name, args): return not args.only or any(o in name for o in args.only.split(','))
+
 def show(name, size, found, bandwidth):
     for r in found:
         if 'GB_per_s' in r: r['of_copy'] = r['GB_per_s']*1e9/bandwidth
@@ -274,17 +290,17 @@ def show(name, size, found, bandwidth):
         print(f"{name:28} {str(size):14} {r['way']:26} {r['pass']:8} {r['ms']:8.4f} ms {rate}", flush=True)
 
 def main(argv=None):
-    p = argparse.ArgumentParser(); p.add_argument('--only', default=''); p.add_argument('--tune', action='store_true'); p.add_argument('--out', default=''); p.add_argument('--seconds', type=float, default=600.); p.add_argument('--quick', action='store_true', help='one size of each'); p.add_argument('--fill', default='', help='i/n: compile a part of what --tune tries')
+    p = argparse.ArgumentParser(); p.add_argument('--only', default=''); p.add_argument('--tune', action='store_true'); p.add_argument('--out', default=''); p.add_argument('--seconds', type=float, default=600.); p.add_argument('--quick', action='store_true', help='one size of each'); p.add_argument('--fill', default='', help='i/n: only compile the i-th of n parts')
     args = p.parse_args(argv)
     if not torch.cuda.is_available(): sys.exit('kernels_gpu: needs a CUDA device')
     import triton, torch._functorch.config as functorch
     functorch.donated_buffer = False # backward is timed again and again on one graph
     torch.cuda.set_stream(torch.cuda.Stream()) # graphs are not captured on the default stream
-    if args.fill: global PART; PART = tuple(map(int, args.fill.split('/'))); tune(); return
+    if args.fill: return fill(args)
     begin, bandwidth, results, late = time.time(), copy_bandwidth(), {}, []
     print(f'{torch.cuda.get_device_name()}: a copy moves {bandwidth/1e12:.2f} TB/s', flush=True)
     for name, (f, sizes) in WORK.items():
-        if args.only and not any(o in name for o in args.only.split(',')): continue
+        if not chosen(name, args): continue
         for size in sizes[:1] if args.quick else sizes:
             if time.time() - begin > args.seconds: late.append(f'{name} {size}'); continue
             torch.manual_seed(0); torch.compiler.reset()

@@ -35,7 +35,7 @@ def _softmax_gradient(z, targets, losses, stride, V, GRADIENT: tl.constexpr, BLO
             p = tl.exp(v - lse) - tl.where(i + col == y, 1., 0.)
             tl.store(z + i + col, (p*counts).to(z.dtype.element_ty), mask=i + col < V)
 
-# %% ../../nbs/2_model/08_cross_entropy.ipynb #2b88e10f
+# %% ../../nbs/2_model/08_cross_entropy.ipynb #936af4a6
 def softmax_gradient(
     z: Tensor,             # (C, V) logits; on CUDA they are overwritten
     targets: Tensor,       # (C,) the right column of each row; −100: does not count
@@ -54,24 +54,24 @@ def _by_torch(z, targets, gradient):
 
 def _by_triton(z, targets, gradient):
     losses = torch.empty(len(z), dtype=torch.float32, device=z.device)
-    block = min(8192, triton.next_power_of_2(z.shape[1]))
+    block = min(16384, triton.next_power_of_2(z.shape[1]))
     _softmax_gradient[(len(z),)](z, targets, losses, z.stride(0), z.shape[1], GRADIENT=gradient, BLOCK=block, num_warps=max(1, block//512))
     return losses, z
 
-# %% ../../nbs/2_model/08_cross_entropy.ipynb #5659b4b0
+# %% ../../nbs/2_model/08_cross_entropy.ipynb #88af3957
 @torch.library.custom_op('labkit::cross_entropy', mutates_args=())
 def _cross_entropy(h: Tensor, weight: Tensor, targets: Tensor, chunk: int, dtype: torch.dtype, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
     "Sum of losses, gradient of h (N, D) in `dtype`, gradient of the weight (V, D) in float32; the gradients are empty where nobody asks"
     with torch.autocast(h.device.type, enabled=False):
         hs, ws, total = h.to(dtype), weight.to(dtype), torch.zeros((), dtype=torch.float32, device=h.device)
-        dh, dw = (torch.empty_like(hs), torch.zeros_like(ws, dtype=torch.float32)) if gradient else (hs.new_empty(0), hs.new_empty(0))
+        dh, dw = (torch.empty_like(hs), (torch.empty_like if len(h) else torch.zeros_like)(ws, dtype=torch.float32)) if gradient else (hs.new_empty(0), hs.new_empty(0))
         for i in range(0, len(h), chunk):
             x = hs[i:i + chunk]                                                       # (C, D)
             losses, p = softmax_gradient(x @ ws.T, targets[i:i + chunk], gradient)    # (C,), (C, V)
             total += losses.sum()
             if not gradient: continue
             torch.mm(p, ws, out=dh[i:i + chunk])
-            _add_product(dw, p.T, x)
+            _product(dw, p.T, x, add=i > 0)
         return total, dh, dw
 
 @_cross_entropy.register_fake
@@ -79,13 +79,13 @@ def _(h, weight, targets, chunk, dtype, gradient):
     dh, dw = (torch.empty_like(h, dtype=dtype), torch.empty_like(weight, dtype=torch.float32)) if gradient else (h.new_empty(0, dtype=dtype), h.new_empty(0, dtype=dtype))
     return h.new_empty((), dtype=torch.float32), dh, dw
 
-def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    "out += a @ b, with `out` in float32"
-    if a.is_cuda and a.dtype != out.dtype: torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
-    elif a.dtype != out.dtype: out += a @ b
-    else: out.addmm_(a, b)
+def _product(out: Tensor, a: Tensor, b: Tensor, add: bool) -> None:
+    "out = a @ b or out += a @ b, with `out` in float32"
+    if a.dtype == out.dtype: torch.addmm(out, a, b, beta=int(add), out=out)
+    elif a.is_cuda: torch.addmm(out, a, b, out_dtype=out.dtype, beta=int(add), out=out)
+    else: out.copy_(out + a @ b if add else a @ b)
 
-# %% ../../nbs/2_model/08_cross_entropy.ipynb #6057f51f
+# %% ../../nbs/2_model/08_cross_entropy.ipynb #6662fc12
 class _CrossEntropySum(torch.autograd.Function):
     "Makes its gradients in the forward pass; backward scales them"
     @staticmethod
@@ -98,9 +98,9 @@ class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         dh, dw = ctx.saved_tensors
-        return (dh*g).to(ctx.dtypes[0]), (dw*g).to(ctx.dtypes[1]), None, None, None
+        return dh.mul_(g).to(ctx.dtypes[0]), dw.mul_(g).to(ctx.dtypes[1]), None, None, None # in place: a second backward pass is an error, not a wrong number
 
-# %% ../../nbs/2_model/08_cross_entropy.ipynb #8b31ab9d
+# %% ../../nbs/2_model/08_cross_entropy.ipynb #923094ce
 def cross_entropy_sum(
     h: Tensor,        # (N, D) hidden states, after the last norm
     weight: Tensor,   # (V, D) output layer
@@ -110,5 +110,6 @@ def cross_entropy_sum(
     "Cross-entropy of the output layer without ever holding (N, V) logits, after Liger-Kernel's fused linear cross-entropy (arXiv 2410.10989); under autocast in its dtype"
     kind = h.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    rows = chunk or (256 if kind == 'cpu' else max(256, 2**30//(weight.shape[0]*dtype.itemsize)//256*256))
-    return _CrossEntropySum.apply(h, weight, targets, rows, dtype)
+    most = 256 if kind == 'cpu' else max(256, 2**30//(weight.shape[0]*dtype.itemsize)//256*256)
+    chunk = chunk or -(-len(h)//max(1, 256*-(-len(h)//most)))*256 # equal parts, multiples of 256
+    return _CrossEntropySum.apply(h, weight, targets, max(1, chunk), dtype)

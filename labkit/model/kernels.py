@@ -1,4 +1,4 @@
-"""RMSNorm as one pass over memory: the reference in torch, the Triton kernel, the gradient by hand, the same numbers from all of them, and how close it comes to the speed of memory.
+"""RMSNorm, residual and norm in one, SwiGLU and RoPE as one pass over memory each: the reference in torch, the Triton kernel, the gradient by hand, the same numbers from both, and how close they come to the speed of memory.
 
 Docs: https://labkit.github.io/labkit/nbs/2_model/kernels.html.md"""
 
@@ -7,12 +7,12 @@ Docs: https://labkit.github.io/labkit/nbs/2_model/kernels.html.md"""
 # %% auto #0
 __all__ = ['PROGRAMS', 'rms_norm', 'add_rms_norm', 'swiglu', 'rope_']
 
-# %% ../../nbs/2_model/07_kernels.ipynb #44ed2cb8
+# %% ../../nbs/2_model/07_kernels.ipynb #a094fa97
 import torch, triton
 import triton.language as tl
 from torch import Tensor
 
-# %% ../../nbs/2_model/07_kernels.ipynb #1adac01b
+# %% ../../nbs/2_model/07_kernels.ipynb #0ca06213
 @triton.jit
 def _forward(x, residual, w, y, total, rstd, N, D, eps, ADD: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr):
     row, col = tl.program_id(0).to(tl.int64)*R + tl.arange(0, R)[:, None], tl.arange(0, BLOCK)[None, :]
@@ -27,7 +27,7 @@ def _forward(x, residual, w, y, total, rstd, N, D, eps, ADD: tl.constexpr, R: tl
     scale = tl.load(w + col, mask=col < D, other=0.).to(tl.float32)
     tl.store(y + at, (v*r*scale).to(y.dtype.element_ty), mask=live)
 
-# %% ../../nbs/2_model/07_kernels.ipynb #ef018151
+# %% ../../nbs/2_model/07_kernels.ipynb #40ef176e
 @triton.jit
 def _backward(dy, dtotal, x, w, rstd, dx, dw, N, D, each, ADD: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr):
     pid, col = tl.program_id(0), tl.arange(0, BLOCK)[None, :]
@@ -46,22 +46,16 @@ def _backward(dy, dtotal, x, w, rstd, dx, dw, N, D, each, ADD: tl.constexpr, R: 
         tl.store(dx + at, g.to(dx.dtype.element_ty), mask=live)
     tl.store(dw + pid*D + col, tl.sum(total, 0)[None, :], mask=col < D)
 
-# %% ../../nbs/2_model/07_kernels.ipynb #bde7cc87
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor: # (…, D) -> (…, D)
-        rows = x.contiguous().view(-1, x.shape[-1]) # (N, D)
-        y, _, rstd = _norm(rows, None, weight, eps)
-        ctx.save_for_backward(rows, weight, rstd)
-        return y.view(x.shape)
+@triton.jit
+def _columns(x, y, N, D, R: tl.constexpr, BLOCK: tl.constexpr):
+    "Sums of the columns of a small float32 matrix (N, D)"
+    col, total = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK)[None, :], tl.zeros((R, BLOCK), tl.float32)
+    for i in range(0, N, R):
+        row = i + tl.arange(0, R)[:, None]
+        total += tl.load(x + row*D + col, mask=(row < N) & (col < D), other=0.)
+    tl.store(y + col, tl.sum(total, 0)[None, :].to(y.dtype.element_ty), mask=col < D)
 
-    @staticmethod
-    def backward(ctx, dy: Tensor): # (…, D)
-        x, w, rstd = ctx.saved_tensors
-        dx, dw = _norm_gradient(dy.contiguous().view(x.shape), None, x, w, rstd)
-        return dx.view(dy.shape), dw, None
-
-# %% ../../nbs/2_model/07_kernels.ipynb #d8585077
+# %% ../../nbs/2_model/07_kernels.ipynb #4468b382
 def _shape(D: int, rows: int = 4) -> dict:
     "Block of a launch: a few rows at once where they are short, so that enough loads are under way"
     block = triton.next_power_of_2(D)
@@ -80,17 +74,33 @@ def _norm_gradient(dy, dtotal, x, w, rstd):
     shape = _shape(D)
     each = triton.cdiv(triton.cdiv(N, PROGRAMS*_processors(x.device)), shape['R'])*shape['R'] # rows a program
     programs = triton.cdiv(N, each)
-    dx, dw = torch.empty_like(x), torch.empty(programs, D, dtype=torch.float32, device=x.device)
-    _backward[(programs,)](dy, dtotal, x, w, rstd, dx, dw, N, D, each, ADD=dtotal is not None, **shape)
-    return dx, dw.sum(0).to(w.dtype)
+    dx, dw, parts = torch.empty_like(x), torch.empty_like(w), torch.empty(programs, D, dtype=torch.float32, device=x.device)
+    _backward[(programs,)](dy, dtotal, x, w, rstd, dx, parts, N, D, each, ADD=dtotal is not None, **shape)
+    _columns[(triton.cdiv(D, 32),)](parts, dw, programs, D, R=32, BLOCK=32)
+    return dx, dw
 
-PROGRAMS = 4 # for each multiprocessor
+PROGRAMS = 2 # for each multiprocessor
 
 def _processors(device: torch.device) -> int:
     "Programs that a device runs at once (the interpreter: one)"
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == 'cuda' else 1
 
-# %% ../../nbs/2_model/07_kernels.ipynb #e168c1fd
+# %% ../../nbs/2_model/07_kernels.ipynb #595a04c3
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor: # (…, D) -> (…, D)
+        rows = x.contiguous().view(-1, x.shape[-1]) # (N, D)
+        y, _, rstd = _norm(rows, None, weight, eps)
+        ctx.save_for_backward(rows, weight, rstd)
+        return y.view(x.shape)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor): # (…, D)
+        x, w, rstd = ctx.saved_tensors
+        dx, dw = _norm_gradient(dy.contiguous().view(x.shape), None, x, w, rstd)
+        return dx.view(dy.shape), dw, None
+
+# %% ../../nbs/2_model/07_kernels.ipynb #bb15df87
 def rms_norm(
     x: Tensor,        # (…, D)
     weight: Tensor,   # (D,)
@@ -100,7 +110,7 @@ def rms_norm(
     if x.numel() == 0: return torch.empty_like(x)
     return _RMSNorm.apply(x, weight, eps)
 
-# %% ../../nbs/2_model/07_kernels.ipynb #4ab8c66f
+# %% ../../nbs/2_model/07_kernels.ipynb #8d60c27b
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, residual: Tensor, weight: Tensor, eps: float): # (…, D) twice -> (…, D) twice
@@ -115,7 +125,7 @@ class _AddRMSNorm(torch.autograd.Function):
         dx, dw = _norm_gradient(*(g.contiguous().view(total.shape) for g in (dy, dtotal)), total, w, rstd)
         return dx.view(dy.shape), dx.view(dy.shape), dw, None
 
-# %% ../../nbs/2_model/07_kernels.ipynb #d99fcab6
+# %% ../../nbs/2_model/07_kernels.ipynb #017da5bf
 def add_rms_norm(
     x: Tensor,        # (…, D) what a layer adds
     residual: Tensor, # (…, D) the stream that it adds to
@@ -125,7 +135,7 @@ def add_rms_norm(
     "`total = x + residual; rms_norm(total)` in one pass: two reads, two writes"
     return _AddRMSNorm.apply(x, residual, weight, eps)
 
-# %% ../../nbs/2_model/07_kernels.ipynb #679bbdc8
+# %% ../../nbs/2_model/07_kernels.ipynb #7d0d0bf3
 @triton.jit
 def _swiglu(gate, up, y, n, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64)*BLOCK + tl.arange(0, BLOCK)
@@ -140,7 +150,7 @@ def _swiglu_gradient(dy, gate, up, dgate, dup, n, BLOCK: tl.constexpr):
     tl.store(dup + at, (d*g*s).to(dup.dtype.element_ty), mask=at < n)
     tl.store(dgate + at, (d*u*s*(1 + g*(1 - s))).to(dgate.dtype.element_ty), mask=at < n)
 
-# %% ../../nbs/2_model/07_kernels.ipynb #3208e975
+# %% ../../nbs/2_model/07_kernels.ipynb #5c9543ca
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
@@ -157,7 +167,7 @@ class _SwiGLU(torch.autograd.Function):
         _swiglu_gradient[(triton.cdiv(dy.numel(), 2048),)](dy.contiguous(), gate, up, dgate, dup, dy.numel(), BLOCK=2048, num_warps=8)
         return dgate, dup
 
-# %% ../../nbs/2_model/07_kernels.ipynb #d957a208
+# %% ../../nbs/2_model/07_kernels.ipynb #1cfab741
 def swiglu(
     gate: Tensor, # (…, F)
     up: Tensor,   # (…, F)
@@ -165,7 +175,7 @@ def swiglu(
     "`silu(gate)*up` in one pass over memory (Shazeer 2020, arXiv:2002.05202)"
     return _SwiGLU.apply(gate, up)
 
-# %% ../../nbs/2_model/07_kernels.ipynb #789a2243
+# %% ../../nbs/2_model/07_kernels.ipynb #03a82d81
 @triton.jit
 def _rotate(x, y, cos, sin, T, stride, sign, H: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
@@ -177,7 +187,7 @@ def _rotate(x, y, cos, sin, T, stride, sign, H: tl.constexpr, HALF: tl.constexpr
     tl.store(y + at, (a*c - b*s).to(y.dtype.element_ty), mask=live)
     tl.store(y + at + HALF, (b*c + a*s).to(y.dtype.element_ty), mask=live)
 
-# %% ../../nbs/2_model/07_kernels.ipynb #d3dc0d07
+# %% ../../nbs/2_model/07_kernels.ipynb #c6d941be
 def _turn(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor: # (B, T, H, d), from x into y
     B, T, H, d = x.shape
     block, heads = triton.next_power_of_2(d//2), triton.next_power_of_2(H)
@@ -196,7 +206,7 @@ class _Rope(torch.autograd.Function):
         dy = dy.contiguous()
         return _turn(dy, torch.empty_like(dy), cos, sin, -1), None, None # somebody else may hold dy: not in place
 
-# %% ../../nbs/2_model/07_kernels.ipynb #02d09b0b
+# %% ../../nbs/2_model/07_kernels.ipynb #a4f4c91c
 def rope_(
     q: Tensor,   # (B, T, H, d), overwritten
     k: Tensor,   # (B, T, K, d), overwritten
