@@ -134,7 +134,7 @@ def test_what_each_node_runs_is_what_torchrun_and_labkit_understand(tmp_path, co
     env = fake_cluster(tmp_path/'bin', 'shift; "$@"')
     (tmp_path/'bin'/'torchrun').write_text('#!/bin/bash\nprintf "%s\\n" "$@" >> "$LOG"; echo "threads=$OMP_NUM_THREADS" >> "$LOG"\n'); (tmp_path/'bin'/'torchrun').chmod(0o755)
     file = ini(tmp_path)
-    subprocess.run(['bash', SBATCH, file, '--steps', '7'], env=env, check=True, timeout=60)
+    subprocess.run(['bash', SBATCH, file, '--steps', '7'], env=env, check=True, timeout=150)
     lines = [l for l in (tmp_path/'bin'/'log').read_text().splitlines() if not l.startswith('scontrol')]
     assert lines[-1] == 'threads=2'
     from torch.distributed.run import parse_args
@@ -145,7 +145,7 @@ def test_what_each_node_runs_is_what_torchrun_and_labkit_understand(tmp_path, co
 @pytest.mark.parametrize('text, count, queued, code', [('steps = 9', '0', True, 0), ('steps = 9', '5', False, 1), ('stepz = 9', '0', False, 2)])
 def test_the_job_goes_back_into_the_queue_after_a_crash_and_not_after_a_mistake(tmp_path, text, count, queued, code):
     env = fake_cluster(tmp_path/'bin', 'exit 1')
-    p = subprocess.run(['bash', SBATCH, ini(tmp_path, text)], env={**env, 'SLURM_RESTART_COUNT': count}, timeout=60, capture_output=True, text=True)
+    p = subprocess.run(['bash', SBATCH, ini(tmp_path, text)], env={**env, 'SLURM_RESTART_COUNT': count}, timeout=150, capture_output=True, text=True)
     log = tmp_path/'bin'/'log'
     assert (log.exists() and 'requeue 4711' in log.read_text()) == queued and p.returncode == code
     if code == 2: assert 'stepz' in p.stderr
