@@ -8,7 +8,7 @@ Docs: https://labkit.github.io/labkit/nbs/3_pretrain/zero.html.md"""
 __all__ = ['ByHand', 'train_by_hand', 'local', 'held', 'Peak', 'data_mesh', 'shard', 'units', 'last_micro_batch', 'clip',
            'Traffic', 'train_sharded']
 
-# %% ../../nbs/3_pretrain/06_zero.ipynb #26c7e254
+# %% ../../nbs/3_pretrain/06_zero.ipynb #c456843b
 import torch, torch.distributed as dist
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from .data import Batches, micro_batches, open_corpus
 from .optimizer import make_optimizer
 from .parallel import Group, average_gradients, make_mesh, parse_parallel, process_group
 
-# %% ../../nbs/3_pretrain/06_zero.ipynb #4e38e1f3
+# %% ../../nbs/3_pretrain/06_zero.ipynb #a8206566
 class ByHand:
     "ZeRO-1, -2 or -3 with two collectives: of each parameter and its Adam state, this rank owns one piece of N"
     def __init__(self,
@@ -63,13 +63,13 @@ class ByHand:
         for p in self.pieces:
             if p.untyped_storage().nbytes(): self.gather(p) # stage 3: who is away comes when it is needed
 
-# %% ../../nbs/3_pretrain/06_zero.ipynb #c2b643e3
+# %% ../../nbs/3_pretrain/06_zero.ipynb #bfba2ea6
 @patch
 def reduce_early(self: ByHand) -> None:
     "ZeRO-2: each gradient is reduced the moment it is complete"
     for p in self.pieces: p.register_post_accumulate_grad_hook(self.reduce)
 
-# %% ../../nbs/3_pretrain/06_zero.ipynb #6394372a
+# %% ../../nbs/3_pretrain/06_zero.ipynb #41c62b38
 @patch
 def come_and_go(self: ByHand, blocks: nn.ModuleList) -> None:
     "ZeRO-3: a block's weights exist while it computes"
@@ -84,7 +84,7 @@ def come_and_go(self: ByHand, blocks: nn.ModuleList) -> None:
 
 def _leave(p: nn.Parameter) -> None: p.untyped_storage().resize_(0)
 
-# %% ../../nbs/3_pretrain/06_zero.ipynb #d61b9241
+# %% ../../nbs/3_pretrain/06_zero.ipynb #bc6a08a7
 def _small(vocab_size: int) -> Transformer:
     "The lab's model: the same random weights on every rank"
     torch.manual_seed(0)
@@ -118,7 +118,7 @@ def train_by_hand(
             losses.append(group.sum(total)[0])
         return dict(losses=losses, peak=peak.most)
 
-# %% ../../nbs/3_pretrain/06_zero.ipynb #2d0a27b8
+# %% ../../nbs/3_pretrain/06_zero.ipynb #cff21df7
 def local(
     t: Tensor, # a tensor or `DTensor`
 ) -> Tensor: # this rank's part of it
@@ -153,7 +153,7 @@ class Peak(TorchDispatchMode):
         now = held(self.model, self.optimizer)
         if sum(now.values()) > sum(self.most.values()): self.most = now
 
-# %% ../../nbs/3_pretrain/06_zero.ipynb #24af5b08
+# %% ../../nbs/3_pretrain/06_zero.ipynb #4af39843
 def data_mesh(
     mesh, # from `make_mesh`, or one with a dimension that shards, or two: (copies, shards)
 ): # a `DeviceMesh` of one or two dimensions
@@ -195,7 +195,7 @@ def last_micro_batch(
     else: model.set_requires_all_reduce(last)
     if model.zero_stage < 3: model.set_reshard_after_backward(last)
 
-# %% ../../nbs/3_pretrain/06_zero.ipynb #479ab215
+# %% ../../nbs/3_pretrain/06_zero.ipynb #c9268433
 def clip(
     params,       # with gradients: tensors and `DTensor`s of any mesh
     limit: float, # longest gradient (Euclidean norm)
@@ -208,7 +208,7 @@ def clip(
     torch._foreach_mul_([local(g) for g in grads], (limit / (norm + 1e-6)).clamp(max=1.))
     return norm
 
-# %% ../../nbs/3_pretrain/06_zero.ipynb #f9629104
+# %% ../../nbs/3_pretrain/06_zero.ipynb #92249790
 class Traffic(TorchDispatchMode):
     "While this is open: bytes that this rank sends in each kind of collective, if each is done in a ring"
     def __init__(self): super().__init__(); self.bytes = {}
@@ -222,7 +222,7 @@ class Traffic(TorchDispatchMode):
         else: return
         self.bytes[name] = self.bytes.get(name, 0) + sent
 
-# %% ../../nbs/3_pretrain/06_zero.ipynb #062d4a36
+# %% ../../nbs/3_pretrain/06_zero.ipynb #0f5b4269
 def train_sharded(
     corpus: str,        # folder with train/ and tokenizer/
     parallel: str = '', # nothing: one process; ddp:N; fsdp:N; or both
