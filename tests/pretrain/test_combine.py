@@ -1,8 +1,9 @@
 "Several kinds of parallelism at once, on four processes: losses and norms of one"
 import pytest
 from labkit.core.settings import SettingsError
-from labkit.pretrain.combine import train_combined
-from labkit.pretrain.parallel import launch
+from labkit.pretrain.combine import parallelize, train_combined
+from labkit.pretrain.parallel import Layout, launch
+from labkit.pretrain.pipeline import small_model
 from small import quiet
 
 def run(ranks, layouts, **how): return launch('labkit.pretrain.combine:train_combined', ranks, threads=1, on_line=quiet, layouts=layouts, **how)
@@ -15,7 +16,7 @@ def same(answers, layouts, **how):
             assert rank[name]['norms'] == pytest.approx(one['norms'], rel=1e-3), name
 
 TWO = ['tp:2', 'pp:2', 'cp:2', 'fsdp:2', 'ddp:2']
-FOUR = ['fsdp:2,tp:2', 'pp:2,fsdp:2', 'fsdp:2,cp:2', 'pp:2,tp:2', 'cp:2,tp:2', 'pp:2,cp:2', 'ddp:2,fsdp:2', 'ddp:2,tp:2', 'pp:2,ddp:2', 'pp:4', 'tp:2,fsdp:2', 'fsdp:4']
+FOUR = ['fsdp:2,tp:2', 'pp:2,fsdp:2', 'fsdp:2,cp:2', 'pp:2,tp:2', 'cp:2,tp:2', 'pp:2,cp:2', 'ddp:2,fsdp:2', 'ddp:2,tp:2', 'pp:2,ddp:2', 'fsdp:4']
 
 def test_each_kind_alone(): same(run(2, TWO), TWO)
 
@@ -23,16 +24,18 @@ def test_each_kind_alone(): same(run(2, TWO), TWO)
 def test_pairs_of_kinds(): same(run(4, FOUR), FOUR)
 
 @pytest.mark.slow
-@pytest.mark.parametrize('how', [dict(context='ulysses'), dict(zero=1), dict(zero=2), dict(model=dict(tie_embeddings=False, qk_norm=True)), dict(model=dict(n_experts=4, experts_per_token=2, expert_dim=64, family='mixtral', tie_embeddings=False))], ids=str)
+@pytest.mark.parametrize('how', [dict(context='ulysses'), dict(zero=1), dict(zero=2), dict(model=dict(tie_embeddings=False, qk_norm=True)), dict(steps=2, model=dict(n_experts=4, experts_per_token=2, expert_dim=64, family='mixtral', tie_embeddings=False))], ids=str)
 def test_other_models_and_ways(how):
     layouts = ['fsdp:2,tp:2', 'pp:2,fsdp:2', 'fsdp:2,cp:2']
     same(run(4, layouts, **how), layouts, **how)
 
 @pytest.mark.slow
-@pytest.mark.parametrize('schedule', ['gpipe', 'interleaved', 'zerobubble', 'zbv'])
+@pytest.mark.parametrize('schedule', ['gpipe', 'interleaved'])
 def test_other_schedules_with_zero(schedule):
     layouts, model = ['pp:2,fsdp:2'], dict(tie_embeddings=False)
     same(run(4, layouts, schedule=schedule, model=model), layouts, model=model)
 
-def test_a_tied_table_on_both_ends_of_one_rank_is_refused():
-    with pytest.raises(SettingsError, match='zbv puts both ends of a tied embedding table'): run(4, ['pp:2,fsdp:2'], schedule='zbv')
+@pytest.mark.parametrize('schedule', ['zerobubble', 'zbv'])
+def test_a_split_backward_pass_with_zero_is_refused(schedule):
+    "torch's split backward pass goes past the hooks that sum FSDP's gradients: the norms come out wrong"
+    with pytest.raises(SettingsError, match='wrong gradients'): parallelize(small_model(), Layout(pp=2, fsdp=2), None, schedule)
