@@ -170,7 +170,7 @@ def attention(T, B=2, H=16, K=8, d=128, window=None, documents=None):
             with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION], set_priority=True): return F.scaled_dot_product_attention(q, *(x.repeat_interleave(H//K, 1) for x in (k, v)), attn_mask=mask.expand(B, H, T, T))
         ways = {'labkit': lambda q, k, v: flash.attention_with_lse(q, k, v, low, high)[0], 'SDPA with a mask': wide(masked)}
         if window is None: ways |= {'varlen (FlashAttention-2)': varlen(B, T, documents, H, K)}
-    pairs = B*H*(T*(T + 1)/2 if window is None and docs is None else float((t + 1 - low).sum())*(B/len(low)))
+    pairs = H*(B*T*(T + 1)/2 if window is None and docs is None else float((t + 1 - low).sum())*B/len(low))
     return table(passes(ways, lambda: (rows(B, T, H, d), rows(B, T, K, d), rows(B, T, K, d)), (0, 1, 2)), dict(forward=4*pairs*d, backward=10*pairs*d), 'TFLOP_per_s')
 
 def varlen(B, T, size, H, K):

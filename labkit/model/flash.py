@@ -144,11 +144,11 @@ def _backward_kv(q, k, v, do, lse, delta, dk, dv, high, T, scale, H: tl.constexp
     tl.store(dk + at, (gk*(scale*0.6931471805599453)).to(dk.dtype.element_ty), mask=cols[:, None] < T)
     tl.store(dv + at, gv.to(dv.dtype.element_ty), mask=cols[:, None] < T)
 
-# %% ../../nbs/2_model/09_flash.ipynb #1192e8ea
+# %% ../../nbs/2_model/09_flash.ipynb #b3eb8f80
 def _blocks(q: Tensor, kind: str) -> dict: # launch options, tuned on an H100
     "Block of queries, block of keys, warps and pipeline stages"
     if not q.is_cuda or q.dtype == torch.float32: return dict(BM=32, BN=32, num_warps=4, num_stages=1)
-    return dict(forward=dict(BM=128, BN=64, num_warps=8, num_stages=3), q=dict(BM=128, BN=64, num_warps=8, num_stages=3), kv=dict(BM=64, BN=128, num_warps=8, num_stages=2))[kind]
+    return dict(forward=dict(BM=128, BN=64, num_warps=8, num_stages=3), q=dict(BM=128, BN=64, num_warps=8, num_stages=3), kv=dict(BM=64, BN=64, num_warps=4, num_stages=2))[kind]
 
 # %% ../../nbs/2_model/09_flash.ipynb #507ebb5c
 @torch.library.custom_op('labkit::flash_forward', mutates_args=())

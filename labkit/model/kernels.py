@@ -27,13 +27,13 @@ def _forward(x, residual, w, y, total, rstd, N, D, eps, ADD: tl.constexpr, R: tl
     scale = tl.load(w + col, mask=col < D, other=0.).to(tl.float32)
     tl.store(y + at, (v*r*scale).to(y.dtype.element_ty), mask=live)
 
-# %% ../../nbs/2_model/07_kernels.ipynb #40ef176e
+# %% ../../nbs/2_model/07_kernels.ipynb #d89daf1d
 @triton.jit
 def _backward(dy, dtotal, x, w, rstd, dx, dw, N, D, each, ADD: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr):
     pid, col = tl.program_id(0), tl.arange(0, BLOCK)[None, :]
     scale = tl.load(w + col, mask=col < D, other=0.).to(tl.float32)
     total = tl.zeros((R, BLOCK), tl.float32) # what these rows add to the weight's gradient
-    for i in range(0, each, R):
+    for i in tl.range(0, each, R, num_stages=3): # the next rows are under way while these are worked on
         row = (pid*each + i).to(tl.int64) + tl.arange(0, R)[:, None]
         at, live = row*D + col, (row < N) & (col < D)
         r = tl.load(rstd + row, mask=row < N, other=0.)
@@ -55,7 +55,7 @@ def _columns(x, y, N, D, R: tl.constexpr, BLOCK: tl.constexpr):
         total += tl.load(x + row*D + col, mask=(row < N) & (col < D), other=0.)
     tl.store(y + col, tl.sum(total, 0)[None, :].to(y.dtype.element_ty), mask=col < D)
 
-# %% ../../nbs/2_model/07_kernels.ipynb #4468b382
+# %% ../../nbs/2_model/07_kernels.ipynb #bbfb8a06
 def _shape(D: int, rows: int = 4) -> dict:
     "Block of a launch: a few rows at once where they are short, so that enough loads are under way"
     block = triton.next_power_of_2(D)
@@ -79,7 +79,7 @@ def _norm_gradient(dy, dtotal, x, w, rstd):
     _columns[(triton.cdiv(D, 32),)](parts, dw, programs, D, R=32, BLOCK=32)
     return dx, dw
 
-PROGRAMS = 2 # for each multiprocessor
+PROGRAMS = 1 # for each multiprocessor
 
 def _processors(device: torch.device) -> int:
     "Programs that a device runs at once (the interpreter: one)"
