@@ -47,10 +47,11 @@ def softmax_gradient(
 def _by_torch(z, targets, gradient):
     live, y, dtype = (targets != -100)[:, None], targets.where(targets != -100, 0)[:, None], z.dtype
     z = z.float()
-    lse = z.logsumexp(-1, keepdim=True)                                  # (C, 1)
-    losses = ((lse - z.gather(1, y))*live).squeeze(1)
-    if gradient: z = z.sub_(lse).exp_().scatter_add_(1, y, z.new_full(y.shape, -1.)).mul_(live)
-    return losses, z.to(dtype)
+    z.sub_(z.amax(-1, keepdim=True))
+    score = z.gather(1, y)                                               # (C, 1)
+    total = z.exp_().sum(-1, keepdim=True)                               # (C, 1); the logits are gone, in their place lies the softmax but for `total`
+    if gradient: z.mul_(live/total).scatter_add_(1, y, -live.float())
+    return ((total.log() - score)*live).squeeze(1), z.to(dtype)
 
 def _by_triton(z, targets, gradient):
     losses = torch.empty(len(z), dtype=torch.float32, device=z.device)

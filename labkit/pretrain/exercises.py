@@ -9,7 +9,7 @@ __all__ = ['rows_of_rank', 'epochs_begun', 'places', 'warmup_cosine', 'clip_by_n
            'best_stride', 'robust_width', 'rows_kept', 'save_interval', 'parts_to_read', 'useful_share', 'who_hangs',
            'mfu', 'ring_bytes', 'averaged', 'column_then_row', 'merge_lse', 'bubble', 'in_flight', 'zigzag',
            'merge_attention', 'most_rows', 'saved_attention', 'efficiency', 'waited', 'exponent', 'tokens_for',
-           'rows_of', 'norm_of', 'bytes_held', 'reduce_scatter', 'two_lanes', 'into_buckets', 'accumulation_steps',
+           'rows_of', 'bytes_held', 'reduce_scatter', 'two_lanes', 'into_buckets', 'accumulation_steps',
            'undo_averages', 'denominator', 'norm_once']
 
 # %% ../../nbs/3_pretrain/90_exercises.ipynb #e9c3ae55
@@ -279,11 +279,6 @@ def rows_of(fn):
     assert [tuple(fn(r, (1, 1, 2, 1, 2), 8)) for r in range(4)] == [(0, 4), (0, 4), (4, 8), (4, 8)], 'fsdp:2,tp:2: the ranks of tp, the last axis, have the same rows'
     assert [tuple(fn(r, (2, 1, 2, 1, 1), 8)) for r in range(4)] == [(0, 4), (4, 8), (0, 4), (4, 8)], 'pp:2,fsdp:2: the stages of a pipeline have the same rows'
     assert tuple(fn(5, (1, 2, 2, 2, 1), 8)) == (4, 6), 'ddp and fsdp both cut the batch, cp does not'
-
-@exercise
-def norm_of(fn):
-    "`fn(norms)`: the norm of a gradient of which each rank has a part"
-    assert math.isclose(fn([3., 4.]), 5.) and math.isclose(fn([2.]), 2.), 'the norm of (3) and (4) together is 5'
 
 # %% ../../nbs/3_pretrain/90_exercises.ipynb #35660773
 @exercise
