@@ -473,7 +473,7 @@ def _few_steps(parallel: str, group: Group, steps: int, changes: dict) -> dict:
     take = lambda i: list(micro_batches(batches, i, s.micro_batch, w.data_rank, w.layout.data_ranks, s.packed))
     losses, norms = [], []
     for i in range(steps): losses += group.sum(w.gradients(take(i))); norms.append(w.clip(.5)); w.step(1e-2)
-    return dict(losses=losses, norms=norms, held_out=w.evaluate(take(99)), held=sum(local(p).numel() for p in w.model.parameters()))
+    return dict(losses=losses, norms=norms, held=sum(local(p).numel() for p in w.model.parameters()), held_out=w.evaluate(take(99)))
 
 def worker_for(s: PretrainSettings) -> type:
     "Who makes the gradients"

@@ -11,12 +11,12 @@ def test_losses_of_one_process_and_resume(corpus, tmp_path):
     pytest.importorskip('deepspeed')
     call = dict(target='labkit.pretrain.zero_deepspeed:train_deepspeed', corpus=str(corpus))
     calls = [*(dict(call, stage=s) for s in (1, 2, 3)), dict(call, bf16=True), dict(call, stage=3, steps=2, save=str(tmp_path/'half')), dict(call, stage=3, load=str(tmp_path/'half')),
-             *(dict(target='labkit.pretrain.worker:few_steps', parallel='fsdp:2', backend=b, zero=z, clip=.5) for z in (2, 3) for b in ('torch', 'deepspeed'))]
+             *(dict(target='labkit.pretrain.worker:few_steps', layouts=['fsdp:2'], backend=b, zero=z, clip=.5) for z in (2, 3) for b in ('torch', 'deepspeed'))]
     *stages, bf16, half, rest, ours2, theirs2, ours3, theirs3 = launch('labkit.pretrain.parallel:each', 2, 1, quiet, calls=calls)[1]
     alone = train_sharded(str(corpus))
     for r in stages: assert r['losses'] == pytest.approx(alone['losses'], abs=1e-5) and r['norms'] == pytest.approx(alone['norms'], rel=1e-3)
     assert bf16['losses'] == pytest.approx(alone['losses'], abs=.05)
-    for ours, theirs in ((ours2, theirs2), (ours3, theirs3)): # the trainer's workers
+    for ours, theirs in ((ours2['fsdp:2'], theirs2['fsdp:2']), (ours3['fsdp:2'], theirs3['fsdp:2'])): # the trainer's workers
         assert theirs['losses'] == pytest.approx(ours['losses'], abs=1e-5) and theirs['norms'] == pytest.approx(ours['norms'], rel=1e-3) and theirs['held_out'] == pytest.approx(ours['held_out'], rel=1e-5)
     assert half['losses'] + rest['losses'] == stages[2]['losses'] and rest['weights'] == stages[2]['weights']
 
