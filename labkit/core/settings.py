@@ -9,7 +9,7 @@ __all__ = ['SECTIONS', 'RunSettings', 'UserError', 'SettingsError', 'nearest', '
            'check_known_sections', 'from_command_line', 'as_ini']
 
 # %% ../../nbs/0_start/01_settings.ipynb #0383bf9b
-import argparse, configparser, os, sys, types, typing
+import argparse, configparser, os, re, sys, types, typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -152,5 +152,8 @@ def as_ini(
     settings,     # an instance of the stage's dataclass
 ) -> str:         # the section as it would stand in settings.ini
     "Write settings down: what a run used can be read back by `load`"
-    val = lambda v: ', '.join(map(str, v)) if isinstance(v, tuple) else 'none' if v is None else str(v)
-    return '\n'.join([f'[{section}]', *(f'{f.name} = {val(getattr(settings, f.name))}' for f in fields(settings))]) + '\n'
+    def val(name, v):
+        text = ', '.join(map(str, v)) if isinstance(v, tuple) else 'none' if v is None else str(v)
+        if re.search(r'(^|\s)[#;]|\n|^\s|\s$', text): raise SettingsError(f'[{section}] {name} = {text!r}: a settings file cannot hold this (a comment begins at # or ; behind a space); choose another value')
+        return text
+    return '\n'.join([f'[{section}]', *(f'{f.name} = {val(f.name, getattr(settings, f.name))}' for f in fields(settings))]) + '\n'

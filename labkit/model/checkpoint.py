@@ -40,7 +40,10 @@ def load_config(
 ) -> ModelConfig:
     "The architecture in `config.json`; raises `UserError`"
     path = Path(folder)/'config.json'
-    return from_hf(_read_json(path), str(path))
+    hf = _read_json(path)
+    try: return from_hf(hf, str(path))
+    except UserError: raise
+    except (TypeError, ValueError, AttributeError, KeyError, ZeroDivisionError) as e: raise CheckpointError(f'{path}: a value is not what it should be: {type(e).__name__}: {e}') from None
 
 # %% ../../nbs/2_model/05_checkpoint.ipynb #4309dd25
 def shard_files(

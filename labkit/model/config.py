@@ -63,7 +63,7 @@ class ModelConfig:
     family: str = 'llama'         # which layout a saved checkpoint has: one of FAMILIES
 
     def __post_init__(self):
-        if not self.head_dim: object.__setattr__(self, 'head_dim', self.dim // self.n_heads)
+        if not self.head_dim: object.__setattr__(self, 'head_dim', self.dim // max(1, self.n_heads))
         if self.n_experts and not self.expert_dim: object.__setattr__(self, 'expert_dim', self.ffn_dim)
         if self.window_layers is not None: object.__setattr__(self, 'window_layers', _some(self.window_layers, self.n_layers))
         check_config(self)

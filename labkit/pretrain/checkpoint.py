@@ -7,7 +7,7 @@ Docs: https://labkit.github.io/labkit/nbs/3_pretrain/checkpoint.html.md"""
 # %% auto #0
 __all__ = ['flat_state', 'save_shards', 'load_shards', 'counting', 'spread', 'small_run', 'Stored', 'convert',
            'DamagedCheckpoint', 'checkpoints', 'clear_leftovers', 'seal', 'damage', 'gather', 'save_checkpoint',
-           'load_checkpoint', 'load_newest', 'to_host', 'Saver', 'export_model', 'main']
+           'load_checkpoint', 'load_newest', 'newest_whole', 'to_host', 'Saver', 'export_model', 'main']
 
 # %% ../../nbs/3_pretrain/10_checkpoint.ipynb #d809240f
 import errno, json, re, shutil, time, warnings
@@ -196,13 +196,15 @@ def damage(
 ) -> str: # nothing, or one sentence
     "Compare every file of a checkpoint with the digests written beside it"
     path = Path(path)
-    try: files = json.loads((path/'digests.json').read_text())['files']
+    try: files = dict(json.loads((path/'digests.json').read_text())['files'])
     except (OSError, ValueError, KeyError, TypeError) as e: mine = f'{path}/digests.json cannot be read ({e})'; files = {}
-    else: mine = next(filter(None, (_wrong(path/n, was) for n, was in sorted(files.items())[group.rank::group.world])), '')
+    else: mine = '' if files else f'{path}/digests.json names no file'
+    mine = mine or next(filter(None, (_wrong(path/n, was) for n, was in sorted(files.items())[group.rank::group.world])), '')
     return next(filter(None, gather(mine, group)), '')
 
 def _wrong(file: Path, was: dict) -> str:
     "What is wrong with one file"
+    if not isinstance(was, dict) or {'bytes', 'sha256'} - was.keys(): return f'{file.parent}/digests.json is damaged: it does not say how {file.name} was'
     if not file.is_file(): return f'{file} is missing'
     if (n := file.stat().st_size) != was['bytes']: return f"{file} has {n} bytes, {was['bytes']} were written"
     return '' if digest(file) == was['sha256'] else f'{file} is not what was written: its SHA-256 differs'
@@ -229,7 +231,7 @@ def _causes(e: BaseException | None) -> Iterator[BaseException]:
 
 def _disk_full(e: BaseException) -> bool:
     "Whether an error, or what caused it, was a full disk; libraries wrap it in errors of their own"
-    return any(getattr(x, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or 'No space left' in str(x) for x in _causes(e))
+    return any(getattr(x, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(w in str(x) for w in ('No space left', 'unexpected pos')) for x in _causes(e)) # the latter: torch's writer after a write that fell short
 
 def _not_written(path: Path, full: bool, why: str, size: int) -> UserError:
     out, last = path.parent, checkpoints(path.parent)
@@ -295,9 +297,8 @@ def _config(model: nn.Module | list[nn.Module]) -> ModelConfig:
 
 def _extra(model, optimizer, tokenizer, state: dict) -> Callable[[Path], None]:
     "What rank 0 puts beside the shards, as it is now"
-    groups = [{k: v for k, v in g.items() if k != 'params'} for g in optimizer.param_groups]
     dtype = str(next(_as_one(model).parameters()).dtype).removeprefix('torch.')
-    texts = {'config.json': to_hf(_config(model), dtype), 'optimizer.json': groups, 'state.json': state}
+    texts = {'config.json': to_hf(_config(model), dtype), 'state.json': state}
     texts = {name: json.dumps(x, indent=1, default=float) for name, x in texts.items()}
     def write(folder: Path) -> None:
         for name, text in texts.items():
@@ -334,10 +335,9 @@ def _put_back(path: Path, model, optimizer) -> None:
     held = {f'{part}.{k}' for part in ('model', 'optimizer') for k in Stored(path, part)}
     if lost := sorted(set(flat) - held): raise UserError(f'{path} was saved with another optimizer: it holds no {lost[0]} ({len(lost)} of {len(flat)} tensors are not there)')
     load_shards(flat, path) # in place
-    one, groups = _as_one(model), json.loads((path/'optimizer.json').read_text())
-    whole = get_optimizer_state_dict(one, optimizer)
+    one = _as_one(model)
+    whole = get_optimizer_state_dict(one, optimizer) # its groups stay as the settings have them now
     for p, kinds in whole['state'].items(): kinds.update({k: flat[f'optimizer.{_plain(p, model)}.{k}'] for k in kinds})
-    for now, was in zip(whole['param_groups'], groups, strict=True): now.update({k: tuple(v) if isinstance(v, list) else v for k, v in was.items()})
     set_optimizer_state_dict(one, optimizer, whole)
 
 def load_checkpoint(
@@ -350,6 +350,7 @@ def load_checkpoint(
     "Put model and optimizer back to where they were, bit for bit, on as many ranks as there are now. Raises `DamagedCheckpoint`, and `UserError` for a checkpoint of another model"
     path = Path(path)
     if why := damage(path, group): raise DamagedCheckpoint(why)
+    if (path/'deepspeed').exists(): raise UserError(f'{path} was written by backend = deepspeed: go on with it, or use another out')
     _same_run(path, model, tokenizer)
     _put_back(path, model, optimizer)
     return json.loads((path/'state.json').read_text())
@@ -364,9 +365,18 @@ def load_newest(
     say: Callable[[str], None] = print, # how to tell the person
 ) -> tuple[Path, dict] | None: # the checkpoint and its state; None where there is none
     "Go on from the newest whole checkpoint; damaged ones are named and set aside. Raises `UserError` if none of several is whole"
+    return newest_whole(out, lambda path: load_checkpoint(path, model, optimizer, tokenizer, group), group, say)
+
+def newest_whole(
+    out: str | Path,  # folder of the run
+    load: Callable,   # path → state; raises `DamagedCheckpoint`
+    group: Group = Group(), # this process among its peers
+    say: Callable[[str], None] = print, # how to tell the person
+) -> tuple[Path, dict] | None: # the checkpoint and its state; None where there is none
+    "Try the checkpoints from the newest on; damaged ones are named and set aside. Raises `UserError` if none of several is whole"
     found, bad = gather(checkpoints(out), group)[0], []
     for path in reversed(found):
-        try: state = load_checkpoint(path, model, optimizer, tokenizer, group)
+        try: state = load(path)
         except DamagedCheckpoint as e: bad.append(path); say(f'{e}: {path.name} is not used'); continue
         if group.rank == 0:
             for p in bad: _set_aside(p)
@@ -427,15 +437,23 @@ class Saver:
         return pending.result() if pending else None
 
 # %% ../../nbs/3_pretrain/10_checkpoint.ipynb #ac18bc2b
+def _model_files(folder: Path) -> set[str]:
+    "What an earlier export may have left there"
+    return {'config.json', 'tokenizer.json', 'tokenizer_config.json', 'model.safetensors.index.json', *(p.name for p in folder.glob('model*.safetensors'))}
+
 def export_model(
     path: str | Path,   # out/step-N, or out: its newest checkpoint
     folder: str | Path, # new folder in Hugging Face's layout (an old one is replaced)
     dtype: torch.dtype | None = None, # numbers of the weights (none: as they are)
 ) -> Path: # the folder
     "Make a model folder of a checkpoint, whichever ranks wrote it, one tensor at a time in memory; raises `UserError`"
-    path = Path(path)
-    if not (path/'digests.json').exists() and (found := checkpoints(path)): path = found[-1]
-    if why := damage(path): raise DamagedCheckpoint(why)
+    path, folder = Path(path), Path(folder)
+    if not (path/'digests.json').exists():
+        if not (found := checkpoints(path)): raise UserError(f'{path}: no checkpoint of a run here; expected RUN or RUN/step-N')
+        path = found[-1]
+    if (path/'deepspeed').exists(): raise UserError(f'{path} was written by backend = deepspeed, which only it can read; the model at the end of the run is in {path.parent}/final')
+    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= _model_files(folder)): raise UserError(f'{folder} is there already, and is no model folder: nothing in it is touched; name a new folder')
+    if why := damage(path): raise DamagedCheckpoint(f'{why}. Name another checkpoint of the run: {", ".join(p.name for p in checkpoints(path.parent) if p != path) or "there is none"}')
     tokenizer = Tokenizer.load(path) if (path/'tokenizer.json').exists() else None
     with replacing_dir(folder) as tmp: write_model(tmp, load_config(path), iter(Stored(path).items()), tokenizer, dtype=dtype)
     return Path(folder)

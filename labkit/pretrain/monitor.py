@@ -28,9 +28,8 @@ class Log:
         about: dict | None = None, # what Weights & Biases notes about the run
     ):
         self.path, self.online = Path(out)/'log.jsonl', _wandb(Path(out), about or {}) if wandb else None
-        kept = [r for r in read_jsonl(self.path, on_bad=lambda bad: None) if r['step'] <= step] if self.path.exists() else []
-        with replacing(self.path) as f: f.writelines(json.dumps(r) + '\n' for r in kept)
-        self.file, self.board = open(self.path, 'a', buffering=1, encoding='utf-8'), None
+        self.file = self.board = None
+        self.rewind(step)
         if tensorboard and importlib.util.find_spec('tensorboard'):
             from torch.utils.tensorboard import SummaryWriter
             self.board = SummaryWriter(str(Path(out)/'tensorboard'), purge_step=step + 1)
@@ -42,6 +41,12 @@ class Log:
         for k, v in numbers.items():
             if self.board: self.board.add_scalar(k, v, row['step'])
         if self.online: self.online.log(numbers, step=row['step'])
+    def rewind(self, step: int) -> None:
+        "Drop the rows behind this step: the run is there again"
+        if self.file: self.file.close()
+        kept = [r for r in read_jsonl(self.path, on_bad=lambda bad: None) if r['step'] <= step] if self.path.exists() else []
+        with replacing(self.path) as f: f.writelines(json.dumps(r) + '\n' for r in kept)
+        self.file = open(self.path, 'a', buffering=1, encoding='utf-8')
     def close(self) -> None:
         "Nothing is written after this"
         self.file.close()

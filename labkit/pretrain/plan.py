@@ -336,11 +336,11 @@ def consider(
     dtype: str = 'bf16',
 ) -> Choice | None: # None: the batch is too small for so many ranks
     "The fastest settings of a layout that fit; if none does, those that need the least"
-    rows, found = batch_tokens//seq_len//layout.data_ranks, []
+    rows, found = batch_tokens//seq_len//layout.data_ranks, [] # of a rank: what does not divide evenly is left out of the step
     if dtype == 'fp8' and layout.tp > 1: return None # the trainer has no fp8 for cut matrices
     for stage in (2, 3) if layout.fsdp > 1 else (3,):
         for recompute in ('none', 'full'):
-            for micro in (m for m in (1, 2, 4, 8, 16) if m <= rows and rows % m == 0):
+            for micro in (m for m in (1, 2, 4, 8, 16) if m <= rows and rows % m == 0 and (layout.pp == 1 or rows//m >= layout.pp)): # 1f1b needs as many micro-batches as stages
                 run = Run(micro, seq_len, rows//micro, dtype, stage, recompute, compiled=True)
                 memory = plan_memory(cfg, layout, run)
                 found.append(Choice(layout, run, memory, *tokens_per_second(cfg, layout, run, gpu), sum(memory.values()) <= FULL*gpu.memory))
@@ -373,9 +373,9 @@ def table(
 def as_settings(
     model: str, # architecture, by name
     c: Choice,
-    batch_tokens: int, # of a step, over all GPUs
 ) -> str: # a section of settings.ini
     "What to write into settings.ini for this choice"
+    batch_tokens = c.run.seq_len*c.run.micro_batch*c.run.pieces*c.layout.data_ranks
     want = dict(model=model, seq_len=c.run.seq_len, batch_tokens=batch_tokens, micro_batch=c.run.micro_batch, parallel='' if c.layout.world == 1 else str(c.layout),
                 zero=c.run.stage, recompute=c.run.recompute, compile='yes', fp8='true' if c.run.dtype == 'fp8' else 'false')
     return '\n'.join(['[pretrain]', *(f'{k} = {v}' for k, v in want.items())])
@@ -422,9 +422,10 @@ def plan(
     if s.precision == 'fp8' and gpu.fp8 == gpu.bf16: raise SettingsError(f'[plan] precision = fp8: {gpu.name} has no 8-bit products; use bf16, or an H100 or H200')
     if s.parallel:
         layout = parse_parallel(s.parallel); check_layout(layout, cfg, s.seq_len, world)
+        if layout.world != world: raise SettingsError(f'[plan] parallel = {s.parallel}: {layout.world} processes, and gpus = {s.gpus} has {world}')
         found = list(filter(None, [consider(cfg, layout, gpu, s.seq_len, s.batch_tokens, s.precision)]))
     else: found = choices(cfg, world, gpu, s.seq_len, s.batch_tokens, s.precision)
-    if not found and s.precision == 'fp8' and s.parallel: raise SettingsError(f'[plan] precision = fp8: not with tp, which cuts the matrices (parallel = {s.parallel})')
+    if not found and s.precision == 'fp8' and s.parallel and layout.tp > 1: raise SettingsError(f'[plan] precision = fp8: not with tp, which cuts the matrices (parallel = {s.parallel})')
     if not found: raise SettingsError(f'[plan] batch_tokens = {s.batch_tokens}: too few rows of {s.seq_len} tokens for {world} GPUs; use at least {world*s.seq_len}, or fewer GPUs')
     return found
 
@@ -447,5 +448,5 @@ def main(
     if not found[0].fits: raise SettingsError(f'[plan] {model} on {s.gpus}: {too_large(found, gpu)}')
     print(f'{model} ({preset(model).n_params/1e9:.2f}B parameters) on {world} x {gpu.name}, rows of {s.seq_len}, {s.batch_tokens:,} tokens a step; memory of one GPU in GiB\n')
     print(table(found, s.rows) + '\n\nThe first line as a section of settings.ini:\n')
-    print(as_settings(model, found[0], s.batch_tokens))
+    print(as_settings(model, found[0]))
     return 0

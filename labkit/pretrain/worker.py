@@ -12,8 +12,9 @@ __all__ = ['PretrainSettings', 'check_settings', 'excluded', 'model_config', 'pu
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 import torch
 from fastcore.basics import patch
@@ -83,7 +84,10 @@ def check_settings(
     for name in ('steps', 'seq_len', 'batch_tokens', 'micro_batch', 'save_every', 'keep_last', 'log_every', 'eval_every'):
         if getattr(s, name) < 1: raise SettingsError(f'[pretrain] {name} = {getattr(s, name)}: must be at least 1')
     for name in ('lr', 'clip'):
-        if not getattr(s, name) > 0: raise SettingsError(f'[pretrain] {name} = {getattr(s, name)}: must be above 0')
+        if not 0 < getattr(s, name) < math.inf: raise SettingsError(f'[pretrain] {name} = {getattr(s, name)}: must be above 0, and finite')
+    for name in ('min_lr', 'warmup', 'weight_decay', 'rollbacks', 'eval_tokens'):
+        if not 0 <= getattr(s, name) < math.inf: raise SettingsError(f'[pretrain] {name} = {getattr(s, name)}: must be at least 0, and finite')
+    if s.wandb and not find_spec('wandb'): raise SettingsError('[pretrain] wandb = true: Weights & Biases is not installed; `pip install wandb`, or wandb = false')
     if s.minutes is not None and not s.minutes > 0: raise SettingsError(f'[pretrain] minutes = {s.minutes}: must be above 0, or none')
     if len(s.betas) != 2 or not all(0 <= b < 1 for b in s.betas): raise SettingsError(f'[pretrain] betas = {s.betas}: expected two numbers from 0 up to 1')
     if not 0 < s.decay <= 1: raise SettingsError(f'[pretrain] decay = {s.decay}: expected a part of the run, above 0 and at most 1')
@@ -114,10 +118,14 @@ def model_config(
 ) -> ModelConfig:
     "The architecture that the settings ask for; raises `SettingsError` for one that they cannot train"
     asked = dict(n_layers=s.layers, dim=s.dim, n_heads=s.heads, n_kv_heads=s.kv_heads, ffn_dim=s.ffn_dim)
+    for k, v in asked.items():
+        if v is not None and v < 1: raise SettingsError(f'[pretrain] {k} = {v}: must be at least 1')
     cfg = preset(s.model, vocab_size=vocab_size, **{k: v for k, v in asked.items() if v is not None})
     if s.seq_len > cfg.max_seq_len: raise SettingsError(f'[pretrain] seq_len = {s.seq_len}: {s.model} takes at most {cfg.max_seq_len}')
     p = parse_parallel(s.parallel); check_layout(p, cfg, s.seq_len)
-    if cfg.sliding_window and p.cp > 1 and s.context == 'ring': raise SettingsError(f'[pretrain] parallel = {p}: {s.model} has a sliding window, which ring attention does not know')
+    if p.cp > 1:
+        from labkit.pretrain.context_parallel import check_context
+        check_context(cfg, s.context, p.cp, s.seq_len, heads=cfg.n_heads // p.tp)
     if cfg.window_layers and (s.packed or p.cp > 1): raise SettingsError(f'[pretrain] {s.model} has windows in some of its layers: neither packed nor cp is implemented for that')
     return cfg
 
@@ -186,7 +194,8 @@ def pick(self: Worker) -> tuple[Callable, str]: # attention function, and its na
     if self.cfg.window_layers: return None, 'torch SDPA, windows by layer' # the model's own
     if self.layout.cp == 1: return pick_attention(self.device.name, self.cfg.sliding_window)
     from labkit.pretrain.context_parallel import ring_attention, ulysses_attention
-    return dict(ring=ring_attention, ulysses=ulysses_attention)[self.s.context](self.mesh['cp'].get_group()), f'{self.s.context} over {self.layout.cp} processes'
+    group = self.mesh['cp'].get_group()
+    return (ring_attention(group) if self.s.context == 'ring' else ulysses_attention(group, pick_attention(self.device.name, self.cfg.sliding_window)[0])), f'{self.s.context} over {self.layout.cp} processes'
 
 @patch
 def pick_loss(self: Worker) -> Callable:

@@ -19,7 +19,7 @@ from ..model.cross_entropy import cross_entropy_sum
 from ..model.checkpoint import load_config, write_model
 from ..model.config import preset, to_hf
 from ..model.transformer import Transformer
-from .checkpoint import checkpoints, damage, seal
+from .checkpoint import DamagedCheckpoint, checkpoints, damage, newest_whole, seal
 from .data import Batches, micro_batches, open_corpus
 from .optimizer import param_groups, set_learning_rate
 from .parallel import Group, process_group
@@ -227,11 +227,12 @@ class DeepspeedWorker(Worker):
 
     def restore(self, tokenizer, say: Callable) -> tuple[Path, dict] | None: # checkpoint and state
         "Go back to the newest whole checkpoint; it must be of as many ranks and of the same stage"
-        for path in reversed(checkpoints(self.s.out)):
-            if why := damage(path, self.group): say(f'{why}: {path.name} is not used'); continue
-            if (was := load_config(path)) != self.cfg: raise UserError(f'{path} holds another model:\n  there {was}\n  now   {self.cfg}\nUse the old settings, another out, or resume = false to start over')
-            return path, self.engine.load(path)
-        return None
+        return newest_whole(self.s.out, self.load, self.group, say)
+
+    def load(self, path: Path) -> dict: # the state
+        if why := damage(path, self.group): raise DamagedCheckpoint(why)
+        if (was := load_config(path)) != self.cfg: raise UserError(f'{path} holds another model:\n  there {was}\n  now   {self.cfg}\nUse the old settings, another out, or resume = false to start over')
+        return self.engine.load(path)
 
     def export(self, folder: Path, tokenizer) -> None:
         "The model as it is now, in Hugging Face's layout"

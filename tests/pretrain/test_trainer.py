@@ -7,7 +7,9 @@ from labkit.core.files import read_jsonl
 from labkit.core.settings import RunSettings, SettingsError, UserError, load
 from labkit.corpus.tokens import train_tokenizer, write_shards
 from labkit.pretrain import checkpoint as checkpoint_module
-from labkit.pretrain.checkpoint import checkpoints
+from labkit.pretrain.checkpoint import checkpoints, export_model
+from labkit.pretrain.data import open_corpus
+from labkit.pretrain.parallel import Group
 from labkit.pretrain.monitor import StopRequest
 from labkit.pretrain.trainer import Interrupted, PretrainSettings, Trainer, loss_figure, main, train
 from labkit.pretrain.worker import Worker
@@ -253,3 +255,56 @@ def test_unknown_option_names_it(capsys):
 def test_the_peak_is_measured_however_busy_the_machine_is():
     from labkit.pretrain.trainer import matmul_peak
     assert matmul_peak(seconds=0.) > 0, 'a run whose time is over before the first product'
+
+def test_starting_over_waits_until_the_new_run_is_known_to_work(corpus, tmp_path):
+    train(tiny(corpus, tmp_path), RUN, say=quiet)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    for bad in (dict(wandb=True), dict(parallel='pp:2', micro_batch=3), dict(weight_decay=-1.), dict(warmup=-1), dict(lr=math.inf), dict(heads=0)):
+        with pytest.raises(UserError): train(tiny(corpus, tmp_path, resume=False, **bad), RUN, say=quiet)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    assert 'resume = True' in (tmp_path/'settings.ini').read_text()
+    assert train(tiny(corpus, tmp_path, resume=False, steps=2), RUN, say=quiet).resumed_from == 0 and [p.name for p in checkpoints(tmp_path)] == ['step-2']
+
+def test_a_refused_run_leaves_the_settings_of_the_old_one(corpus, tmp_path):
+    train(tiny(corpus, tmp_path, steps=2), RUN, say=quiet)
+    before = (tmp_path/'settings.ini').read_text()
+    with pytest.raises(UserError, match='another optimizer'): train(tiny(corpus, tmp_path, optimizer='muon'), RUN, say=quiet)
+    assert (tmp_path/'settings.ini').read_text() == before
+
+def test_an_elastic_restart_goes_on_even_when_the_start_was_to_start_over(corpus, tmp_path, monkeypatch):
+    train(tiny(corpus, tmp_path, steps=4), RUN, say=quiet)
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    assert train(tiny(corpus, tmp_path, resume=False), RUN, say=quiet).resumed_from == 4
+
+def test_a_folder_that_a_settings_file_cannot_name(corpus, tmp_path):
+    with pytest.raises(SettingsError, match='a comment begins'): train(tiny(corpus, tmp_path/'x #y'), RUN, say=quiet)
+    assert not list(tmp_path.iterdir())
+
+def test_new_settings_of_the_optimizer_win_over_the_checkpoint(corpus, tmp_path):
+    train(tiny(corpus, tmp_path, steps=4), RUN, say=quiet)
+    t = Trainer(tiny(corpus, tmp_path, weight_decay=0., betas=(.5, .5)), RUN, say=quiet)
+    assert t.restore() and {g['weight_decay'] for g in t.worker.optimizer.param_groups} == {0.} and t.worker.optimizer.param_groups[0]['betas'] == (.5, .5)
+
+def test_another_corpus(tmp_path):
+    folder = write_corpus(tmp_path/'corpus')
+    train(tiny(folder, tmp_path/'out', steps=2), RUN, say=quiet)
+    tok = open_corpus(folder).tokenizer
+    shutil.rmtree(folder/'train'); write_shards([tok.encode('Another text. ' * 99)], folder/'train', tok)
+    with pytest.raises(UserError, match='corpus = '): train(tiny(folder, tmp_path/'out'), RUN, say=quiet)
+
+def test_more_processes_than_parts(corpus, tmp_path):
+    with pytest.raises(SettingsError, match='makes 1 processes, and 2 were started'): Trainer(tiny(corpus, tmp_path), RUN, Group(0, 2), say=quiet)
+
+def test_digests_that_are_damaged_themselves(corpus, tmp_path):
+    train(tiny(corpus, tmp_path), RUN, say=quiet)
+    for name, text in (('step-10', '{"files": []}'), ('step-8', (tmp_path/'step-8'/'digests.json').read_text().replace('"bytes"', '"bytas"', 1))): (tmp_path/name/'digests.json').write_text(text)
+    assert train(tiny(corpus, tmp_path), RUN, say=quiet).resumed_from == 4
+
+def test_export_touches_nothing_that_is_no_model(corpus, tmp_path):
+    train(tiny(corpus, tmp_path/'run', steps=2), RUN, say=quiet)
+    (tmp_path/'mine').mkdir(); (tmp_path/'mine'/'thesis.txt').write_text('years')
+    for target in (tmp_path/'run', tmp_path, tmp_path/'mine', tmp_path/'run'/'step-2'):
+        with pytest.raises(UserError, match='is no model folder'): export_model(tmp_path/'run', target)
+    for _ in range(2): export_model(tmp_path/'run', tmp_path/'new') # an earlier export is replaced
+    assert (tmp_path/'mine'/'thesis.txt').exists() and (tmp_path/'new'/'model.safetensors').exists() and checkpoints(tmp_path/'run')
+    with pytest.raises(UserError, match='no checkpoint of a run here'): export_model(tmp_path/'nothing', tmp_path/'x')
