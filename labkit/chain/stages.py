@@ -43,7 +43,9 @@ PROMPTS = ('The ', 'def ', 'import ', 'This function returns ')
 def pretrain(job: Job) -> dict:
     "Train a small model from scratch on the shards"
     from labkit.inference.engine import Engine
-    from labkit.pretrain.trainer import PretrainSettings, loss_figure, train
+    from labkit.pretrain.monitor import loss_figure
+    from labkit.pretrain.trainer import train
+    from labkit.pretrain.worker import PretrainSettings
     set_style()
     r = train(job.settings('pretrain', PretrainSettings, data=Path(job.results['corpus']['folder']), out=job.folder), job.run, say=job.say)
     keep_figure(job, 'loss', loss_figure(r.log))

@@ -142,14 +142,14 @@ def simulate(
     from labkit.model.cross_entropy import cross_entropy_sum
     from labkit.model.transformer import Transformer
     from labkit.pretrain.parallel import make_mesh
-    from labkit.pretrain.zero import Traffic, last_micro_batch, shard
+    from labkit.pretrain.zero import Sent, last_micro_batch, shard
     dist.init_process_group('fake', store=FakeStore(), rank=0, world_size=layout.world)
     try:
         mesh = make_mesh(layout)
         with FakeTensorMode(allow_non_fake_inputs=True):
             model, x = Transformer(cfg), torch.zeros(1, seq_len, dtype=torch.long)
             shard(model, mesh, stage, torch.bfloat16); last_micro_batch(model, True)
-            with Traffic() as sent:
+            with Sent() as sent:
                 h = model.hidden(x)
                 cross_entropy_sum(h.flatten(0, 1), (model.lm_head or model.embed_tokens).weight, x.flatten()).backward()
         return sent.bytes

@@ -11,7 +11,6 @@ __all__ = ['merge', 'attend', 'attend_backward', 'split_sequence', 'join_sequenc
 
 # %% ../../nbs/3_pretrain/09_context.ipynb #3932cec3
 import torch, torch.distributed as dist
-import torch.nn.functional as F
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial

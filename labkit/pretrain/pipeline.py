@@ -15,7 +15,6 @@ import time, torch, torch.distributed as dist
 import torch.nn.functional as F
 from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B, ScheduleInterleavedZeroBubble, ScheduleZBVZeroBubble
 from torch.distributed.tensor import DTensor

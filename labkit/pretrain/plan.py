@@ -11,10 +11,10 @@ __all__ = ['KINDS', 'CONTEXT', 'GPUS', 'PER_SERVER', 'FP8_GAIN', 'EFFICIENCY', '
            'parse_gpus', 'plan', 'too_large', 'main']
 
 # %% ../../nbs/3_pretrain/16_plan.ipynb #d2f53d73
-import math, re, sys
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
-from ..core.settings import RunSettings, SettingsError, from_command_line, nearest
+from ..core.settings import SettingsError, from_command_line, nearest
 from ..model.config import PRESETS, ModelConfig, parameters_by_part, preset
 from .parallel import Layout, check_layout, parse_parallel
 

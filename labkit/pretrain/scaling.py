@@ -10,7 +10,7 @@ __all__ = ['SCALE', 'Text', 'bible_text', 'Point', 'lab_config', 'held_out_loss'
 # %% ../../nbs/3_pretrain/18_scaling.ipynb #2e78ec85
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 import numpy as np, torch
 from ..model.config import ModelConfig, matmul_params, preset
 from ..model.cross_entropy import cross_entropy_sum

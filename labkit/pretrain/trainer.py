@@ -15,16 +15,13 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from ..core.device import pick_device, seed_everything, set_threads
-from ..core.files import read_jsonl, replacing, replacing_dir
+from ..core.files import replacing
 from ..core.progress import human
 from ..core.settings import RunSettings, SettingsError, UserError, as_ini, from_command_line, load
-from ..model.checkpoint import save_model
-from ..model.config import preset
-from ..model.transformer import Transformer
 from .checkpoint import checkpoints, clear_leftovers
 from .data import Batches, held_out, micro_batches, open_corpus
-from .monitor import Interrupted, Log, Spikes, StopRequest, loss_figure, matmul_peak, memory_row
-from .optimizer import learning_rate, make_optimizer
+from .monitor import Interrupted, Log, Spikes, StopRequest, matmul_peak, memory_row
+from .optimizer import learning_rate
 from .parallel import Group, check_layout, launch, launcher_gone, parse_parallel, process_group
 from .worker import PretrainSettings, check_settings, model_config, worker_for
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from torch import nn
 from ..core.files import replacing, replacing_dir
 from ..core.settings import UserError
-from ..model.cross_entropy import cross_entropy_sum
 from ..model.checkpoint import load_config, write_model
 from ..model.config import preset, to_hf
 from ..model.transformer import Transformer
@@ -23,7 +22,7 @@ from .checkpoint import DamagedCheckpoint, checkpoints, damage, newest_whole, se
 from .data import Batches, micro_batches, open_corpus
 from .optimizer import param_groups, set_learning_rate
 from .parallel import Group, process_group
-from .worker import Worker
+from .worker import Objective, Worker
 
 # %% ../../nbs/3_pretrain/14_deepspeed.ipynb #7bf0778d
 def extensions_root() -> Path: # may not exist
@@ -130,12 +129,6 @@ class DeepSpeed:
         return extra['state']
 
 # %% ../../nbs/3_pretrain/14_deepspeed.ipynb #2556beb7
-class _Objective(nn.Module):
-    def __init__(self, model: Transformer): super().__init__(); self.model = model
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor: # (b, T), (b, T) -> sum in nats
-        h = self.model.hidden(x).flatten(0, 1)
-        return cross_entropy_sum(h, self.model.embed_tokens.weight, y.flatten())
-
 def train_deepspeed(
     corpus: str,         # folder with train/ and tokenizer/
     stage: int = 2,      # ZeRO's
@@ -151,7 +144,7 @@ def train_deepspeed(
         torch.set_num_threads(1); torch.manual_seed(0)
         data, losses, norms = open_corpus(corpus), [], []
         model = Transformer(preset('lab-1m', vocab_size=data.tokenizer.vocab_size, dim=64, n_layers=4))
-        engine = DeepSpeed(_Objective(model), group, stage, micro, batch // (micro*group.world), bf16=bf16)
+        engine = DeepSpeed(Objective(model), group, stage, micro, batch // (micro*group.world), bf16=bf16)
         batches, start = Batches(data.train, 32, batch), engine.load(load)['step'] if load else 0
         for i in range(start, steps):
             pieces = list(micro_batches(batches, i, micro, group.rank, group.world))

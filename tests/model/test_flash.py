@@ -3,7 +3,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from labkit.model.config import preset
 from labkit.model.flash import attention_with_lse, pick_attention, visible
-from labkit.model.transformer import Transformer
+from labkit.model.transformer import Transformer, causal_attention
 
 @given(T=st.integers(1, 40), window=st.none() | st.integers(1, 50), documents=st.booleans(), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=50)
@@ -36,6 +36,17 @@ def test_other_documents_do_not_compile_the_model_again():
         docs = (torch.rand(2, 32, generator=torch.Generator().manual_seed(seed)) < .2).cumsum(1)
         model(torch.zeros(2, 32, dtype=torch.long), attention=pick_attention('cpu', documents=docs)[0])
     assert len(graphs) == 1
+
+@pytest.mark.parametrize('T', [1, 7, 256, 300])
+def test_short_bfloat16_rows_err_no_more_than_bfloat16_scores_do(T):
+    g = torch.Generator().manual_seed(T)
+    q, k, v = (torch.randn(2, T, h, 16, generator=g).bfloat16() for h in (4, 2, 2))
+    def results(f, dtype):
+        xs = [t.to(dtype).requires_grad_() for t in (q, k, v)]
+        out = f(*xs)
+        return [t.float() for t in (out, *torch.autograd.grad(out.float().square().sum(), xs))]
+    exact, fused, picked = results(causal_attention, torch.float32), results(causal_attention, torch.bfloat16), results(pick_attention('cpu')[0], torch.bfloat16)
+    for e, f, p in zip(exact, fused, picked): assert (p - e).norm() <= 2.5*(f - e).norm() + 1e-6*e.norm()
 
 def test_heads_that_do_not_fit_are_an_error():
     with pytest.raises(ValueError, match='H a multiple of K'): attention_with_lse(torch.zeros(1, 4, 3, 16), torch.zeros(1, 4, 2, 16), torch.zeros(1, 4, 2, 16))

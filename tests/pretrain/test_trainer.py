@@ -10,8 +10,8 @@ from labkit.pretrain import checkpoint as checkpoint_module
 from labkit.pretrain.checkpoint import checkpoints, export_model
 from labkit.pretrain.data import open_corpus
 from labkit.pretrain.parallel import Group
-from labkit.pretrain.monitor import StopRequest
-from labkit.pretrain.trainer import Interrupted, PretrainSettings, Trainer, loss_figure, main, train
+from labkit.pretrain.monitor import StopRequest, loss_figure
+from labkit.pretrain.trainer import Interrupted, PretrainSettings, Trainer, main, train
 from labkit.pretrain.worker import Worker
 
 from small import RUN, assert_same_bits, command, quiet, tiny, weights, write_corpus
