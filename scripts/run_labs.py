@@ -22,8 +22,10 @@ def run(nb: Path, cache: str, save: bool, threads: int) -> tuple[float, float, s
     with tempfile.TemporaryFile('w+') as log:
         p = subprocess.Popen([Path(sys.executable).parent/'nbdev-test', str(nb), '--n-workers', '0', '--cell-timeout', '600', *(['--save'] if save else [])], cwd=root, stdout=log, stderr=log, env=env)
         _, status, use = os.wait4(p.pid, 0)
+        seconds = time.time() - t0
         log.seek(0); err = log.read() if status else ''
-    return time.time() - t0, use.ru_maxrss/2**20, err
+    if save: subprocess.run([Path(sys.executable).parent/'nbdev-clean', '--fname', nb], cwd=root, check=True) # outputs stay; times and counters go
+    return seconds, use.ru_maxrss/2**20, err
 
 def lab(nb: Path, a: argparse.Namespace) -> tuple[str, float, float, int, str]:
     "Run one lab and say how it went, in one line: name, seconds, GB, checks, what is wrong"

@@ -56,9 +56,11 @@ def saved_bytes(
 # %% ../../nbs/3_pretrain/03_memory.ipynb #9e7c6263
 class Meter(TorchDispatchMode):
     "Counts the bytes of tensors that are made while it is open, and notes how many live behind each operation; on any device"
-    def __init__(self):
+    def __init__(self,
+        block: int = 1, # bytes of which an allocator hands out multiples (CUDA's: 512)
+    ):
         super().__init__()
-        self.now, self.peak, self.known = 0, 0, weakref.WeakValueDictionary()
+        self.block, self.now, self.peak, self.known = block, 0, 0, weakref.WeakValueDictionary()
         self.trace: list[int] = [] # bytes behind each operation
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
@@ -71,7 +73,7 @@ class Meter(TorchDispatchMode):
     def _count(self, piece) -> None:
         "Count a piece of memory once, until it is freed"
         if id(piece) in self.known: return
-        self.known[id(piece)], n = piece, piece.nbytes()
+        self.known[id(piece)], n = piece, -(-piece.nbytes()//self.block)*self.block
         self.now += n; self.peak = max(self.peak, self.now)
         weakref.finalize(piece, self._free, n)
 

@@ -6,9 +6,9 @@ Docs: https://labkit.github.io/labkit/nbs/3_pretrain/plan.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'CONTEXT', 'GPUS', 'PER_SERVER', 'FP8_GAIN', 'EFFICIENCY', 'FULL', 'width_inside', 'saved_by_block', 'Run',
-           'Sizes', 'sizes', 'moments', 'plan_memory', 'LiveBytes', 'dry_run', 'GPU', 'step_time', 'tokens_per_second',
-           'Choice', 'layouts', 'consider', 'choices', 'table', 'as_settings', 'PlanSettings', 'find_model',
-           'parse_gpus', 'plan', 'too_large', 'main']
+           'Sizes', 'sizes', 'moments', 'plan_memory', 'dry_run', 'GPU', 'step_time', 'tokens_per_second', 'Choice',
+           'layouts', 'consider', 'choices', 'table', 'as_settings', 'PlanSettings', 'find_model', 'parse_gpus', 'plan',
+           'too_large', 'main']
 
 # %% ../../nbs/3_pretrain/16_plan.ipynb #d2f53d73
 import re
@@ -157,31 +157,6 @@ def plan_memory(
     "Memory that a training step needs"
     return max(moments(cfg, layout, run), key=lambda m: sum(m[1].values()))[1]
 
-# %% ../../nbs/3_pretrain/16_plan.ipynb #9a3fa401
-class LiveBytes:
-    "Context manager that counts the bytes of all storages alive, `now` and at their `peak`, on fake tensors as well as real ones"
-    def __init__(self):
-        from torch.utils._python_dispatch import TorchDispatchMode
-        outer = self
-        class Mode(TorchDispatchMode):
-            def __torch_dispatch__(self, op, types, args=(), kwargs=None): return outer.seen(op(*args, **(kwargs or {})))
-        self.mode, self.now, self.peak, self._known = Mode(), 0, 0, set()
-
-    def seen(self, result):
-        "Count the storages of a result that are new"
-        import torch, weakref
-        from torch.utils._pytree import tree_leaves
-        for t in tree_leaves(result):
-            if not isinstance(t, torch.Tensor) or (s := t.untyped_storage())._cdata in self._known: continue
-            n = -(-s.nbytes()//512)*512 # the allocator hands out multiples of 512 bytes
-            self._known.add(s._cdata); self.now += n; self.peak = max(self.peak, self.now)
-            weakref.finalize(s, self._gone, s._cdata, n)
-        return result
-
-    def _gone(self, key: int, n: int): self._known.discard(key); self.now -= n
-    def __enter__(self): self.mode.__enter__(); return self
-    def __exit__(self, *a): self.mode.__exit__(*a)
-
 # %% ../../nbs/3_pretrain/16_plan.ipynb #c7ed5863
 def _norm_kernel():
     import torch
@@ -213,7 +188,8 @@ def dry_run(
     from torch.utils.checkpoint import checkpoint
     from labkit.model.cross_entropy import cross_entropy_sum
     from labkit.model.transformer import RMSNorm, Transformer
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
+    from labkit.pretrain.memory import Meter
+    with FakeTensorMode(allow_non_fake_inputs=True), Meter(block=512) as live:
         model, norm = Transformer(cfg, attention=_flash), _norm_kernel()
         for m in model.modules():
             if isinstance(m, RMSNorm): m.forward = lambda x, m=m: norm(x, m.weight)
