@@ -7,8 +7,8 @@ Docs: https://labkit.github.io/labkit/nbs/3_pretrain/plan.html.md"""
 # %% auto #0
 __all__ = ['KINDS', 'CONTEXT', 'GPUS', 'PER_SERVER', 'FP8_GAIN', 'EFFICIENCY', 'FULL', 'width_inside', 'saved_by_block', 'Run',
            'Sizes', 'sizes', 'moments', 'plan_memory', 'dry_run', 'GPU', 'step_time', 'tokens_per_second', 'Choice',
-           'layouts', 'consider', 'choices', 'table', 'as_settings', 'PlanSettings', 'find_model', 'parse_gpus', 'plan',
-           'too_large', 'main']
+           'layouts', 'consider', 'choices', 'table', 'context_of', 'as_settings', 'PlanSettings', 'find_model',
+           'parse_gpus', 'plan', 'too_large', 'main']
 
 # %% ../../nbs/3_pretrain/16_plan.ipynb #d2f53d73
 import re
@@ -281,6 +281,10 @@ class Choice:
     tokens_per_s: float # a GPU
     mfu: float          # 0…1
     fits: bool
+    @property
+    def batch_tokens(self) -> int:
+        "Tokens of its step, over all GPUs"
+        return self.run.seq_len*self.run.micro_batch*self.run.pieces*self.layout.data_ranks
 
 def layouts(
     world: int,       # GPUs
@@ -346,14 +350,18 @@ def table(
                       + f"{sum(c.memory.values())/2**30:7.1f}{'yes' if c.fits else 'no':>6}{c.tokens_per_s:14,.0f}{c.mfu:6.0%}")
     return '\n'.join([head, *map(line, found[:rows])])
 
+def context_of(cfg: ModelConfig) -> str:
+    "Attention of `cp`: the ring, which hides its messages and shares any heads; it knows no sliding window"
+    return 'ulysses' if cfg.sliding_window else 'ring'
+
 def as_settings(
     model: str, # architecture, by name
     c: Choice,
 ) -> str: # a section of settings.ini
     "What to write into settings.ini for this choice"
-    batch_tokens = c.run.seq_len*c.run.micro_batch*c.run.pieces*c.layout.data_ranks
-    want = dict(model=model, seq_len=c.run.seq_len, batch_tokens=batch_tokens, micro_batch=c.run.micro_batch, parallel='' if c.layout.world == 1 else str(c.layout),
+    want = dict(model=model, seq_len=c.run.seq_len, batch_tokens=c.batch_tokens, micro_batch=c.run.micro_batch, parallel='' if c.layout.world == 1 else str(c.layout),
                 zero=c.run.stage, recompute=c.run.recompute, compile='yes', fp8='true' if c.run.dtype == 'fp8' else 'false')
+    if c.layout.cp > 1: want['context'] = context_of(preset(model))
     return '\n'.join(['[pretrain]', *(f'{k} = {v}' for k, v in want.items())])
 
 # %% ../../nbs/3_pretrain/16_plan.ipynb #64abf47f
@@ -393,11 +401,16 @@ def plan(
 ) -> list[Choice]: # the best first; raises `SettingsError` where nothing can be done
     "All layouts for a request, or the one that it names"
     (world, gpu), cfg = parse_gpus(s.gpus), preset(find_model(s.model))
-    if s.seq_len < 1 or s.batch_tokens < s.seq_len: raise SettingsError(f'[plan] batch_tokens = {s.batch_tokens}: a step must hold at least one row of seq_len = {s.seq_len} tokens')
+    for name in ('seq_len', 'rows'):
+        if getattr(s, name) < 1: raise SettingsError(f'[plan] {name} = {getattr(s, name)}: must be at least 1')
+    if s.batch_tokens < s.seq_len: raise SettingsError(f'[plan] batch_tokens = {s.batch_tokens}: a step must hold at least one row of seq_len = {s.seq_len} tokens')
     if s.seq_len > cfg.max_seq_len: raise SettingsError(f'[plan] seq_len = {s.seq_len}: {s.model} takes at most {cfg.max_seq_len}')
     if s.precision == 'fp8' and gpu.fp8 == gpu.bf16: raise SettingsError(f'[plan] precision = fp8: {gpu.name} has no 8-bit products; use bf16, or an H100 or H200')
     if s.parallel:
         layout = parse_parallel(s.parallel); check_layout(layout, cfg, s.seq_len, world)
+        if layout.cp > 1:
+            from labkit.pretrain.context_parallel import check_context
+            check_context(cfg, context_of(cfg), layout.cp, s.seq_len, heads=cfg.n_heads//layout.tp)
         if layout.world != world: raise SettingsError(f'[plan] parallel = {s.parallel}: {layout.world} processes, and gpus = {s.gpus} has {world}')
         found = list(filter(None, [consider(cfg, layout, gpu, s.seq_len, s.batch_tokens, s.precision)]))
     else: found = choices(cfg, world, gpu, s.seq_len, s.batch_tokens, s.precision)
@@ -422,7 +435,9 @@ def main(
     s = from_command_line(PlanSettings, 'plan', argv, prog='labkit plan')
     found, (world, gpu), model = plan(s), parse_gpus(s.gpus), find_model(s.model)
     if not found[0].fits: raise SettingsError(f'[plan] {model} on {s.gpus}: {too_large(found, gpu)}')
-    print(f'{model} ({preset(model).n_params/1e9:.2f}B parameters) on {world} x {gpu.name}, rows of {s.seq_len}, {s.batch_tokens:,} tokens a step; memory of one GPU in GiB\n')
+    used = found[0].batch_tokens
+    asked = '' if used == s.batch_tokens else f' ({s.batch_tokens:,} asked: the rest does not divide evenly)'
+    print(f'{model} ({preset(model).n_params/1e9:.2f}B parameters) on {world} x {gpu.name}, rows of {s.seq_len}, {used:,} tokens a step{asked}; memory of one GPU in GiB\n')
     print(table(found, s.rows) + '\n\nThe first line as a section of settings.ini:\n')
     print(as_settings(model, found[0]))
     return 0

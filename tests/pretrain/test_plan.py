@@ -1,14 +1,16 @@
 "The planner: activations to the byte, the timeline, layouts and what cannot be"
-import json
+import json, re
 from pathlib import Path
 import pytest, torch
+from hypothesis import given, settings, strategies as st
 from labkit.core.settings import SettingsError, load
 from labkit.model.config import preset
 from labkit.model.transformer import Transformer
 from labkit.pretrain.memory import saved_bytes
-from labkit.pretrain.parallel import Layout
-from labkit.pretrain.plan import GPUS, KINDS, PlanSettings, Run, dry_run, main, moments, plan, plan_memory, saved_by_block, step_time, tokens_per_second
-from labkit.pretrain.worker import PretrainSettings, check_settings
+from labkit.pretrain.parallel import Layout, parse_parallel
+from labkit.pretrain.pipeline import check_pipeline
+from labkit.pretrain.plan import GPUS, KINDS, PlanSettings, Run, as_settings, dry_run, main, moments, plan, plan_memory, saved_by_block, step_time, tokens_per_second
+from labkit.pretrain.worker import PretrainSettings, check_settings, model_config
 
 RESULTS = Path(__file__).parents[2]/'benchmarks'/'results'
 GiB = 2**30
@@ -61,6 +63,44 @@ def test_the_answer_can_be_used(capsys, tmp_path):
     (tmp_path/'settings.ini').write_text(out[out.index('[pretrain]'):])
     check_settings(load(PretrainSettings, 'pretrain', tmp_path/'settings.ini'))
 
+def would_train(section, file):
+    "The settings of a section, past every check that a run makes before its first step"
+    file.write_text(section)
+    s = load(PretrainSettings, 'pretrain', file); check_settings(s)
+    cfg, layout = model_config(s, preset(s.model).vocab_size), parse_parallel(s.parallel)
+    rows = s.batch_tokens//(s.seq_len*layout.data_ranks)
+    if layout.pp > 1:
+        assert rows % s.micro_batch == 0
+        check_pipeline(cfg, s.pipeline, layout.pp, rows//s.micro_batch)
+    return s, s.seq_len*layout.data_ranks
+
+@settings(deadline=None, max_examples=80)
+@given(data=st.data(), world=st.sampled_from([1, 2, 3, 6, 8, 12, 64]), model=st.sampled_from(['internlm2-1.8b', 'mistral-7b', 'qwen2.5-0.5b', 'smollm2-135m', 'lab-moe']), seq=st.sampled_from([1, 7, 100, 512]), fp8=st.booleans())
+def test_whatever_the_batch_each_section_would_train(data, world, model, seq, fp8, tmp_path_factory):
+    batch = data.draw(st.integers(-seq, 40*seq*world) | st.integers(1, 40).map(lambda n: n*seq*world), 'batch')
+    parts = [f'{p}:{world}' for p in ('fsdp', 'ddp', 'cp', 'pp', 'tp')] + ([f'fsdp:{world//2},{p}:2' for p in ('cp', 'pp')] if world % 2 == 0 else [])
+    ask = dict(model=model, gpus=f'{world}xH100', seq_len=seq, parallel=data.draw(st.sampled_from(['', *parts]), 'parallel'), precision='fp8' if fp8 else 'bf16')
+    try: found = plan(PlanSettings(**ask, batch_tokens=batch))
+    except SettingsError as e:
+        assert '\n' not in str(e)
+        if enough := re.search(r'use at least (\d+)', str(e)): assert int(enough[1]) > batch and plan(PlanSettings(**ask, batch_tokens=int(enough[1]))), 'advice that helps'
+        return
+    for c in found:
+        s, unit = would_train(as_settings(model, c), tmp_path_factory.getbasetemp()/'section.ini')
+        assert batch - unit < s.batch_tokens <= batch and (s.micro_batch, s.batch_tokens//unit) == (c.run.micro_batch, c.run.micro_batch*c.run.pieces)
+
+@pytest.mark.parametrize('batch, used', [(1_000_003, 983_040), (4096*8*13, 4096*8*13), (2**22, 2**22)])
+def test_the_tokens_of_a_step_are_those_of_the_section(batch, used, capsys, tmp_path):
+    main(['--gpus', '8xH100', '--parallel', 'fsdp:8', '--batch-tokens', str(batch)])
+    out = capsys.readouterr().out
+    assert would_train(out[out.index('[pretrain]'):], tmp_path/'s.ini')[0].batch_tokens == used
+    assert f'{used:,} tokens a step' in out and (f'{batch:,} asked' in out) == (batch != used)
+
+def test_a_window_needs_ulysses(tmp_path):
+    c, = plan(PlanSettings(model='mistral-7b', gpus='8xH100', parallel='fsdp:4,cp:2'))
+    assert would_train(as_settings('mistral-7b', c), tmp_path/'s.ini')[0].context == 'ulysses'
+    with pytest.raises(SettingsError, match='cannot be shared by 64 ranks'): plan(PlanSettings(model='mistral-7b', gpus='64xH100', parallel='cp:64'))
+
 def test_best_comes_first_and_fits():
     found = plan(PlanSettings(model='internlm2-20b', gpus='64xH100'))
     fits = [c for c in found if c.fits]
@@ -70,7 +110,8 @@ def test_best_comes_first_and_fits():
 @pytest.mark.parametrize('asked, says', [
     (dict(gpus='1xA100-40G'), 'nothing fits'), (dict(gpus='eight'), '8xA100-80G'), (dict(gpus='8xB300'), 'known: A100-40G'), (dict(gpus='0xH100'), 'at least one'),
     (dict(model='internlm2-8b'), 'Did you mean'), (dict(parallel='tp:3'), 'heads = 32'), (dict(parallel='fsdp:16'), 'at most 8'), (dict(parallel='fdsp:8'), 'Did you mean'),
-    (dict(batch_tokens=100), 'at least one row'), (dict(gpus='64xH100', batch_tokens=8192, parallel='fsdp:64'), 'too few rows'), (dict(seq_len=10**6), 'at most'), (dict(precision='fp8'), '8-bit')])
+    (dict(batch_tokens=100), 'at least one row'), (dict(batch_tokens=0), 'batch_tokens = 0: a step must hold at least one row'), (dict(batch_tokens=-8192), 'at least one row'), (dict(seq_len=0), r'seq_len = 0: must be at least 1'),
+    (dict(seq_len=-1, batch_tokens=-1), 'seq_len = -1'), (dict(rows=0), 'rows = 0: must be at least 1'), (dict(parallel='pp:8', batch_tokens=7*4096), 'use at least 32768'), (dict(gpus='64xH100', batch_tokens=8192, parallel='fsdp:64'), 'too few rows'), (dict(seq_len=10**6), 'at most'), (dict(precision='fp8'), '8-bit')])
 def test_what_cannot_be_is_one_message(asked, says):
     argv = [x for k, v in asked.items() for x in (f"--{k.replace('_', '-')}", str(v))]
     with pytest.raises(SettingsError, match=says) as e: main(argv)
