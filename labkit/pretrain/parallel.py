@@ -50,6 +50,7 @@ def process_group(
     if cuda: torch.cuda.set_device(own_gpu(torch.cuda.device_count()))
     store, rank, world = next(dist.rendezvous('env://', timeout=wait))
     store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store) # a restart must not read what the ranks before it wrote
+    store = dist.PrefixStore(f"group {store.add(f'groups of rank {rank}', 1)}", store) # nor a second group the addresses of the first
     dist.init_process_group('nccl' if cuda else 'gloo', store=store, rank=rank, world_size=world, timeout=wait)
     yield Group(rank, world)
     if cuda: torch.cuda.synchronize()

@@ -38,7 +38,11 @@ def use_gpus():
     with process_group('cuda'): pass
 
 def twice():
-    with process_group() as a:
-        with process_group() as b: first = b.sum(1.)
-        second = a.sum(2.)
-    with process_group() as c: return first + second + c.sum(3.) # a group after a group
+    "a group inside a group, and two after it, to each of which one rank comes late: the other must not take the addresses of the group before for its"
+    with process_group(patience=15) as a:
+        with process_group() as b: sums = [b.sum(1.)[0]]
+        sums += a.sum(2.)
+    for late in range(2):
+        if int(os.environ['RANK']) == late: time.sleep(.5)
+        with process_group(patience=15) as c: sums += c.sum(3.)
+    return sums

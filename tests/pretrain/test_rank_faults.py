@@ -31,4 +31,4 @@ def test_more_ranks_than_gpus():
     "an error like any other, but one that a person can mend: no traceback"
     with pytest.raises(UserError, match='^2 processes on this machine need a GPU each, and there are 1: make `parallel` smaller, or set device = cpu$'): launch('failing_ranks:use_gpus', 2, 1, quiet)
 
-def test_groups_inside_and_after_each_other(): assert launch('failing_ranks:twice', 2, 1, quiet) == [[2., 4., 6.]] * 2
+def test_groups_inside_and_after_each_other(): assert launch('failing_ranks:twice', 2, 1, quiet) == [[2., 4., 6., 6.]] * 2
