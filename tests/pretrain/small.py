@@ -2,7 +2,8 @@
 import sys
 from pathlib import Path
 import torch
-from labkit.core.settings import RunSettings
+from labkit.core.files import read_jsonl
+from labkit.core.settings import RunSettings, as_ini
 from labkit.corpus.tokens import train_tokenizer, write_shards
 from labkit.pretrain.checkpoint import Stored
 from labkit.pretrain.trainer import PretrainSettings
@@ -23,6 +24,13 @@ def write_corpus(folder: Path, vocab_size: int = 300) -> Path:
 def tiny(corpus, out, **changes):
     return PretrainSettings(**{**dict(data=corpus, out=out, model='lab-1m', layers=2, dim=16, heads=2, kv_heads=1, ffn_dim=32, steps=10, seq_len=16, batch_tokens=64,
                             micro_batch=2, lr=1e-2, warmup=2, save_every=4, keep_last=3, log_every=1, eval_every=5, tensorboard=False), **changes})
+
+def as_file(s, file):
+    "Settings as ranks read them"
+    file.write_text(as_ini('run', RUN) + '\n' + as_ini('pretrain', s))
+    return str(file)
+
+def losses(log): return [r['loss'] for r in read_jsonl(log) if 'loss' in r]
 
 def weights(out, step): return tuple(dict(Stored(Path(out)/f'step-{step}', part)) for part in ('model', 'optimizer'))
 

@@ -120,7 +120,7 @@ def test_the_template_is_a_shell_script(): subprocess.run(['bash', '-n', SBATCH]
 def fake_cluster(folder: Path, srun: str) -> dict:
     "`srun` and `scontrol` that write down how they were called"
     folder.mkdir()
-    for name, text in dict(srun=srun, scontrol='[ "$1" = show ] && echo node-a && echo node-b; echo "scontrol $*" >> "$LOG"').items():
+    for name, text in dict(srun=srun, scontrol='[ "$1" = show ] && echo node-a && sleep .1 && echo node-b; echo "scontrol $*" >> "$LOG"').items():
         (folder/name).write_text(f'#!/bin/bash\n{text}\n'); (folder/name).chmod(0o755)
     return {**os.environ, 'PATH': f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}", 'LOG': str(folder/'log'), 'SLURM_JOB_NODELIST': 'node-[a-b]', 'SLURM_JOB_ID': '4711', 'SLURM_GPUS_ON_NODE': '2',
             'SLURM_CPUS_PER_TASK': '4', 'SLURM_NNODES': '2', 'SLURM_NODEID': '1'}

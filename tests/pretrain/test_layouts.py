@@ -1,40 +1,53 @@
 "Every kind of parallelism, alone and with others: losses, norms and held-out loss of one process; whole runs that are cut and go on"
-import pytest
-from labkit.core.files import read_jsonl
+import functools, shutil
+import pytest, torch
 from labkit.core.settings import SettingsError
 from labkit.model.checkpoint import load_model
 from labkit.pretrain.checkpoint import checkpoints
 from labkit.pretrain.parallel import launch
 from labkit.pretrain.trainer import train
-from labkit.pretrain.worker import PretrainSettings, check_settings, few_steps
-from small import RUN, quiet, tiny
+from labkit.pretrain.worker import PretrainSettings, check_settings
+from run_ranks import few_steps
+from small import RUN, as_file, assert_same_bits, losses, quiet, tiny, weights
 
-def same(ranks, layouts, **how):
-    alone = {k: v for k, v in how.items() if k in ('model', 'steps', 'packed', 'optimizer', 'micro_batch')}
-    one = few_steps([''], **alone)['']
-    for answer in launch('labkit.pretrain.worker:few_steps', ranks, 1, on_line=quiet, layouts=layouts, **how):
+EACH, STEPS = 'labkit.pretrain.parallel:each', 'run_ranks:few_steps'
+
+@functools.cache
+def one_process(**how): return few_steps(layouts=[''], **how)['']
+
+def same(answers, layouts, **how): # answers of the ranks
+    one = one_process(**{k: v for k, v in how.items() if k in ('model', 'steps', 'packed', 'optimizer', 'micro_batch', 'window')})
+    for answer in answers:
         for name in layouts:
             assert answer[name]['losses'] == pytest.approx(one['losses'], rel=2e-5), name
             assert answer[name]['norms'] == pytest.approx(one['norms'], rel=1e-3), name
             assert answer[name]['held_out'] == pytest.approx(one['held_out'], rel=1e-4), name
 
-TWO = ['ddp:2', 'fsdp:2', 'tp:2', 'cp:2', 'pp:2']
-FOUR = ['fsdp:4', 'fsdp:2,tp:2', 'pp:2,fsdp:2', 'fsdp:2,cp:2', 'pp:2,tp:2', 'cp:2,tp:2', 'pp:2,cp:2', 'ddp:2,fsdp:2', 'ddp:2,tp:2', 'pp:2,ddp:2']
+def names(ways): return {f"{','.join(w['layouts'])} {' '.join(f'{k}={v}' for k, v in w.items() if k != 'layouts')}": w for w in ways}
 
-def test_each_kind_alone(): same(2, TWO)
+TWO = names([*(dict(layouts=[l]) for l in ('ddp:2', 'fsdp:2', 'tp:2', 'cp:2', 'pp:2')), dict(layouts=['fsdp:2'], zero=1), dict(layouts=['fsdp:2'], zero=2), dict(layouts=['fsdp:2', 'ddp:2'], packed=True),
+             dict(layouts=['fsdp:2', 'ddp:2', 'pp:2'], optimizer='muon', steps=2), *(dict(layouts=['pp:2'], pipeline=p) for p in ('gpipe', 'interleaved', 'zerobubble', 'zbv')),
+             dict(layouts=['cp:2', 'tp:2', 'pp:2', 'fsdp:2'], context='ulysses', window=10)])
+PAIRS = ['fsdp:2,tp:2', 'pp:2,fsdp:2', 'fsdp:2,cp:2']
+FOUR = names([dict(layouts=['fsdp:4', *PAIRS, 'pp:2,tp:2', 'cp:2,tp:2', 'pp:2,cp:2', 'ddp:2,fsdp:2', 'ddp:2,tp:2', 'pp:2,ddp:2']), dict(layouts=PAIRS, context='ulysses'), dict(layouts=PAIRS, zero=1), dict(layouts=PAIRS, zero=2),
+              dict(layouts=PAIRS, model='lab-moe', steps=2), dict(layouts=['fsdp:2,cp:2', 'cp:2,tp:2', 'pp:2,cp:2'], context='ulysses', window=10)])
 
-@pytest.mark.parametrize('how', [dict(zero=1), dict(zero=2), dict(packed=True), dict(optimizer='muon', steps=2)], ids=str)
-def test_ways_of_zero(how): same(2, ['fsdp:2'] if how.get('zero') else ['fsdp:2', 'ddp:2'], **how)
+def start(ranks, ways): return dict(zip(ways, zip(*launch(EACH, ranks, 1, on_line=quiet, calls=[dict(target=STEPS, **w) for w in ways.values()]))))
 
-@pytest.mark.parametrize('how', [dict(pipeline='gpipe'), dict(pipeline='interleaved'), dict(pipeline='zerobubble'), dict(pipeline='zbv')], ids=str)
-def test_schedules(how): same(2, ['pp:2'], **how)
+@pytest.fixture(scope='module')
+def two(): return start(2, TWO)
+
+@pytest.fixture(scope='module')
+def four(): return start(4, FOUR)
+
+@pytest.mark.parametrize('name', TWO)
+def test_losses_norms_and_held_out_loss_are_those_of_one_process(two, name): same(two[name], **TWO[name])
 
 @pytest.mark.slow
-def test_pairs_of_kinds(): same(4, FOUR)
+@pytest.mark.parametrize('name', FOUR)
+def test_pairs_of_kinds(four, name): same(four[name], **FOUR[name])
 
-@pytest.mark.slow
-@pytest.mark.parametrize('how', [dict(context='ulysses'), dict(zero=1), dict(zero=2), dict(model='lab-moe', steps=2)], ids=str)
-def test_pairs_in_other_ways(how): same(4, ['fsdp:2,tp:2', 'pp:2,fsdp:2', 'fsdp:2,cp:2'], **how)
+def test_a_window_is_felt(): assert abs(one_process(window=10)['losses'][0] - one_process()['losses'][0]) > 1e-3
 
 @pytest.mark.parametrize('change, word', [
     (dict(parallel='pp:2', packed=True), 'packed = true'), (dict(parallel='tp:2', fp8=True), 'fp8 = true'), (dict(backend='deepspeed'), 'needs processes'),
@@ -42,23 +55,47 @@ def test_pairs_in_other_ways(how): same(4, ['fsdp:2,tp:2', 'pp:2,fsdp:2', 'fsdp:
 def test_what_cannot_go_together(change, word):
     with pytest.raises(SettingsError, match=word): check_settings(PretrainSettings(**change))
 
-def losses(log): return [r['loss'] for r in read_jsonl(log) if 'loss' in r]
+# ---- whole runs
+
+RUNS = {'fsdp': dict(parallel='fsdp:2'), 'pp': dict(parallel='pp:2', micro_batch=1), 'muon, pp': dict(parallel='pp:2', micro_batch=1, optimizer='muon'),
+        'muon, two stages a rank': dict(parallel='pp:2', micro_batch=1, optimizer='muon', pipeline='interleaved', layers=4), 'muon, fsdp': dict(parallel='fsdp:2', optimizer='muon')}
+
+def run(corpus, out, **changes): return tiny(corpus, out, min_lr=1e-2, **changes) # a rate that does not depend on `steps`
 
 @pytest.fixture(scope='module')
-def alone(corpus, tmp_path_factory): return train(tiny(corpus, tmp_path_factory.mktemp('alone'), min_lr=1e-2), RUN, say=quiet)
+def runs(corpus, tmp_path_factory):
+    "Each run whole, and once more in two parts: six steps, then the rest from the checkpoint"
+    top, calls = tmp_path_factory.mktemp('runs'), []
+    for i, change in enumerate(RUNS.values()):
+        for j, (out, steps) in enumerate((('whole', 10), ('parts', 6), ('parts', 10))):
+            calls.append(dict(target='run_ranks:run', settings=as_file(run(corpus, top/f'{i}-{out}', steps=steps, **change), top/f'{i}-{j}.ini')))
+    done = launch(EACH, 2, 1, on_line=quiet, calls=calls)[0]
+    return {name: (top/f'{i}-whole', top/f'{i}-parts', done[3*i], done[3*i + 2]) for i, name in enumerate(RUNS)}
 
-@pytest.mark.parametrize('change', [dict(parallel='fsdp:2'), dict(parallel='pp:2', micro_batch=1), dict(parallel='fsdp:2', backend='deepspeed', zero=2)], ids=str)
-def test_a_whole_run_is_that_of_one_process_and_goes_on(alone, corpus, tmp_path, change):
-    "Six steps, then the rest from the checkpoint; the model at the end opens like any other"
-    s = dict(min_lr=1e-2, **change)
-    train(tiny(corpus, tmp_path, steps=6, **s), RUN, say=quiet)
-    r = train(tiny(corpus, tmp_path, **s), RUN, say=quiet)
-    assert r.resumed_from == 6 and checkpoints(tmp_path)[-1].name == 'step-10'
-    assert losses(r.log) == pytest.approx(losses(alone.log), abs=2e-4)
-    ours, theirs = (load_model(x.final).state_dict() for x in (r, alone))
+@pytest.fixture(scope='module')
+def alone(corpus, tmp_path_factory):
+    return functools.cache(lambda **change: train(run(corpus, tmp_path_factory.mktemp('alone'), **change), RUN, say=quiet))
+
+def of_one_process(change): return {k: v for k, v in change.items() if k in ('optimizer', 'layers')}
+
+@pytest.mark.parametrize('name', RUNS)
+def test_a_run_in_two_parts_is_the_whole_run_bit_for_bit(runs, name):
+    whole, parts, a, b = runs[name]
+    assert 'error' not in a and 'error' not in b and b['resumed_from'] == 6 and checkpoints(parts)[-1].name == 'step-10'
+    assert losses(b['log']) == losses(a['log'])
+    assert_same_bits(weights(whole, 10), weights(parts, 10))
+
+@pytest.mark.parametrize('name', RUNS)
+def test_a_run_is_that_of_one_process(runs, alone, name):
+    "and the model at its end opens like any other"
+    one, many = alone(**of_one_process(RUNS[name])), runs[name][3]
+    assert losses(many['log']) == pytest.approx(losses(one.log), abs=2e-4)
+    ours, theirs = (load_model(x).state_dict() for x in (many['final'], one.final))
     assert max(float((ours[k] - theirs[k]).abs().max()) for k in theirs) < 2e-3
 
-def test_other_ranks_go_on_from_a_checkpoint(alone, corpus, tmp_path):
-    train(tiny(corpus, tmp_path, steps=6, min_lr=1e-2, parallel='fsdp:2'), RUN, say=quiet)
-    r = train(tiny(corpus, tmp_path, min_lr=1e-2), RUN, say=quiet)
-    assert r.resumed_from == 6 and losses(r.log) == pytest.approx(losses(alone.log), abs=2e-4)
+@pytest.mark.parametrize('name', RUNS)
+def test_one_process_goes_on_from_a_checkpoint_of_two(runs, alone, corpus, tmp_path, name):
+    one = of_one_process(RUNS[name])
+    shutil.copytree(runs[name][1]/'step-6', tmp_path/'step-6')
+    r = train(run(corpus, tmp_path, **one), RUN, say=quiet)
+    assert r.resumed_from == 6 and losses(r.log) == pytest.approx(losses(alone(**one).log)[6:], abs=2e-4)

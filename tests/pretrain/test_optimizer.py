@@ -3,7 +3,6 @@ import math, pytest, torch
 from hypothesis import given, settings, strategies as st
 from labkit.model.config import preset
 from labkit.model.transformer import Transformer
-from pathlib import Path
 from labkit.core.settings import UserError
 from labkit.pretrain.optimizer import SCALES, Muon, learning_rate, make_optimizer, muon_groups, newton_schulz, param_groups
 from labkit.pretrain.parallel import launch
@@ -99,6 +98,5 @@ def test_a_state_that_went_through_a_file_goes_on_bit_for_bit(kind, tmp_path):
         return torch.cat([p.flatten() for p in m.parameters()])
     assert torch.equal(steps(None), steps(3))
 
-def test_muon_on_shards_is_muon_on_the_whole(monkeypatch):
-    monkeypatch.setenv('PYTHONPATH', f'{Path(__file__).parent}:{Path(__file__).parents[2]}')
+def test_muon_on_shards_is_muon_on_the_whole():
     assert max(launch('muon_rank:shards', 2, 1, quiet)) < 1e-5

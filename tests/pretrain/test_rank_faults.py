@@ -1,13 +1,9 @@
 "A rank that dies, hangs or asks for what is not there: one message, an end, no waiting"
 import time
-from pathlib import Path
 import pytest
 from labkit.core.settings import UserError
 from labkit.pretrain.parallel import RankError, launch
 from small import quiet
-
-@pytest.fixture(autouse=True)
-def findable(monkeypatch): monkeypatch.setenv('PYTHONPATH', f'{Path(__file__).parent}:{Path(__file__).parents[2]}')
 
 def fails(match, call, within=60, **kw):
     t = time.monotonic()
