@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/3_pretrain/faults.html.md"""
 
 # %% auto #0
 __all__ = ['Fault', 'beat', 'beats', 'silent_rank', 'HungRank', 'elastic_group', 'naming_the_silent', 'faulty_run',
-           'launch_nodes', 'torchrun_command', 'until_done', 'launch_until_done', 'daly_interval', 'goodput']
+           'launch_nodes', 'torchrun_command', 'launch_until_done', 'daly_interval', 'goodput']
 
 # %% ../../nbs/3_pretrain/15_faults.ipynb #d8051f9b
 import json, math, os, random, re, signal, socket, subprocess, sys, tempfile, time
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from ..core.files import read_jsonl
-from .checkpoint import checkpoints, small_run
+from .checkpoint import small_run
 from .parallel import Group, RankError, launch, leave_together, rank_environment
+from .trainer import until_done
 
 # %% ../../nbs/3_pretrain/15_faults.ipynb #d0964845
 @dataclass(frozen=True)
@@ -172,27 +173,6 @@ def _what_ended(folder: Path, codes: list[int], world: int) -> str:
     return f"the ranks ended without a word:\n{(folder/'node-0.err').read_text(errors='replace')[-1500:]}"
 
 # %% ../../nbs/3_pretrain/15_faults.ipynb #8c48fc55
-def until_done(
-    run: Callable,          # called without arguments, again and again until it returns
-    out: str | Path,        # folder of its checkpoints
-    restarts: int = 3,      # failures in a row, without a new checkpoint between them, that are borne
-    say: Callable[[str], None] = print, # how to tell the person
-): # what `run` returned
-    "Start again after a crash. What a person must mend, and a crash that comes back before any progress, ends it: raises `RankError`"
-    newest, failures = _newest(out), 0
-    while True:
-        try: return run()
-        except RankError as e:
-            if not re.match(r'(rank|node)s? [\d, ]+ of \d+', str(e)): raise # a sentence about settings or data
-            failures = failures + 1 if _newest(out) == newest else 1
-            newest = _newest(out)
-            if failures > restarts: raise RankError(f'{e}\nThat was failure {failures} without a new checkpoint in {out}: starting again does not help') from None
-            say(f'{str(e).splitlines()[0]}; starting again from {newest or "the beginning"}')
-
-def _newest(out: str | Path) -> str:
-    found = checkpoints(out)
-    return found[-1].name if found else ''
-
 def launch_until_done(
     target: str,       # the function each rank runs, 'module:function'
     ranks: int,        # processes

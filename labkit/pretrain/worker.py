@@ -24,6 +24,7 @@ from ..core.settings import SettingsError
 from ..model.config import ModelConfig, preset
 from ..model.cross_entropy import cross_entropy_sum
 from ..model.flash import pick_attention
+from ..model.moe import Balance
 from ..model.transformer import Transformer, init_parameter
 from .checkpoint import Saver, checkpoints, export_model, load_newest
 from .data import Batches, counted, micro_batches
@@ -58,6 +59,7 @@ class PretrainSettings:
     weight_decay: float = 0.1         # of matrices
     betas: tuple[float, ...] = (0.9, 0.95) # AdamW's memories of gradient and squared gradient
     clip: float = 1.0                 # longest gradient (Euclidean norm)
+    balance: float = 0.01             # weight of the loss that keeps a mixture's experts equally busy (0: none); models without experts have none
     fp8: bool = False                 # matrix products of the blocks in 8 bits, on a GPU that has them
     compile: Literal['auto', 'yes', 'no'] = 'auto' # torch.compile for each block (auto: on a GPU)
     recompute: Literal['none', 'selective', 'full'] = 'none' # activations that are computed again in the backward pass: less memory, more time
@@ -73,6 +75,7 @@ class PretrainSettings:
     eval_every: int = 100             # steps between looks at the held-out text
     eval_tokens: int = 65536          # held-out tokens at most
     rollbacks: int = 2                # times that a gradient which is no number sends the run back to its last checkpoint, past the batch
+    restarts: int = 0                 # times in a row, without a new checkpoint between them, that a run whose process died is started again
     resume: bool = True               # go on from the newest checkpoint in out (false: remove what is there and start over)
     tensorboard: bool = True          # also write TensorBoard's files, where it is installed
     wandb: bool = False               # also send the log to Weights & Biases
@@ -86,7 +89,7 @@ def check_settings(
         if getattr(s, name) < 1: raise SettingsError(f'[pretrain] {name} = {getattr(s, name)}: must be at least 1')
     for name in ('lr', 'clip'):
         if not 0 < getattr(s, name) < math.inf: raise SettingsError(f'[pretrain] {name} = {getattr(s, name)}: must be above 0, and finite')
-    for name in ('min_lr', 'warmup', 'weight_decay', 'rollbacks', 'eval_tokens'):
+    for name in ('min_lr', 'warmup', 'weight_decay', 'balance', 'rollbacks', 'restarts', 'eval_tokens'):
         if not 0 <= getattr(s, name) < math.inf: raise SettingsError(f'[pretrain] {name} = {getattr(s, name)}: must be at least 0, and finite')
     if s.wandb and not find_spec('wandb'): raise SettingsError('[pretrain] wandb = true: Weights & Biases is not installed; `pip install wandb`, or wandb = false')
     if s.minutes is not None and not s.minutes > 0: raise SettingsError(f'[pretrain] minutes = {s.minutes}: must be above 0, or none')
@@ -128,7 +131,11 @@ def model_config(
         from labkit.pretrain.context_parallel import check_context
         check_context(cfg, s.context, p.cp, s.seq_len, heads=cfg.n_heads // p.tp)
     if cfg.window_layers and (s.packed or p.cp > 1): raise SettingsError(f'[pretrain] {s.model} has windows in some of its layers: neither packed nor cp is implemented for that')
+    if cfg.n_experts and s.balance: _check_balance(s, p.pp)
     return cfg
+
+def _check_balance(s: PretrainSettings, stages: int) -> None:
+    if stages > 1 and s.pipeline in ('zerobubble', 'zbv'): raise SettingsError(f'[pretrain] balance = {s.balance}: the split backward pass of pipeline = {s.pipeline} leaves out the loss that keeps experts equally busy; use 1f1b or interleaved, or balance = 0')
 
 # %% ../../nbs/3_pretrain/11_worker.ipynb #69ed7fb2
 def put(
@@ -181,6 +188,7 @@ class Worker:
         self.data_rank = self.at('ddp')*self.layout.fsdp + self.at('fsdp') # which part of a batch is ours
         self.attention, self.attention_name = self.pick()
         self.model = self.assemble(seed)
+        self.balance = Balance(self.model, device.name) if cfg.n_experts and s.balance else None
         self.optimizer = make_optimizer(self.model, s.lr, s.betas, s.weight_decay, s.optimizer)
         self.objective = self.wrap(Objective(self.model, self.pick_loss()))
 
@@ -220,6 +228,7 @@ def assemble(self: Worker, seed: int) -> Transformer:
 def shaped(self: Worker) -> Transformer:
     "An empty model: its products in the right numbers, cut, told what to recompute, compiled"
     s = self.s
+    if self.compiled and self.cfg.n_experts and self.device.dtype != 'bfloat16': raise SettingsError(f'[pretrain] compile = {s.compile}: the compiler takes the grouped product of experts in bfloat16 only; set dtype = bfloat16 in [run], or compile = no')
     with torch.device('meta'): model = Transformer(self.cfg, self.attention)
     if s.fp8:
         from labkit.model.fp8 import to_fp8
@@ -289,8 +298,10 @@ def gradients(self: Worker, pieces: Sequence[Sequence[Tensor]]) -> float: # this
     "The gradient of a global batch, piece by piece; the ranks talk behind the last piece"
     n, total = self.targets(pieces), torch.zeros((), device=self.device.name)
     for i, piece in enumerate(pieces):
+        inputs = self.inputs(piece)
+        self.weigh(inputs[0].numel())
         with self.silence(i < len(pieces) - 1):
-            with self.autocast(): loss = self.objective(*self.inputs(piece)) / n
+            with self.autocast(): loss = self.objective(*inputs) / n
             (loss * self.averaged).backward()
         total += loss.detach()
     if self.layout.tp > 1 and not self.sharded: self.settle()
@@ -321,6 +332,17 @@ def settle(self: Worker) -> None:
     "Gradients that `tp` left as summands are summed"
     from labkit.pretrain.tensor_parallel import settle_gradients
     settle_gradients(self.model)
+
+# %% ../../nbs/3_pretrain/11_worker.ipynb #dcc1006e
+@patch
+def weigh(self: Worker, tokens: int) -> None:
+    "Say how much each layer's balance loss of a micro-batch of so many tokens counts"
+    if self.balance is not None: self.balance.weight.fill_(self.s.balance*tokens*self.averaged / (self.s.batch_tokens*self.cfg.n_layers*self.layout.tp))
+
+@patch
+def balance_part(self: Worker) -> float: # 0 where nothing is balanced
+    "This rank's part of the mean balance loss since the last call, without its weight: over all ranks k if experts are equally busy, more if not"
+    return self.balance.total() / (self.s.balance*self.averaged) if self.balance is not None else 0.
 
 # %% ../../nbs/3_pretrain/11_worker.ipynb #05304a66
 @patch
@@ -438,6 +460,7 @@ def gradients(self: PipelineWorker, pieces: Sequence[Sequence[Tensor]]) -> float
     from labkit.pretrain.pipeline import run_schedule, sync_tied
     x, y, positions, _ = self.inputs([torch.cat(t) for t in zip(*pieces)])
     more = {} if positions is None else dict(positions=positions.expand(len(x), -1).contiguous())
+    self.weigh(x.numel() // self.micro)
     with self.autocast(): loss = run_schedule(self.objective, list(self.model), x, y, self.targets(pieces), **more)
     if self.layout.tp > 1 and not self.sharded: self.settle()
     sync_tied(list(self.model), self.mesh['pp'].get_group())
@@ -466,20 +489,20 @@ def few_steps(
     layouts: list[str], # each of as many processes as there are; [''] alone
     steps: int = 4,     # optimizer steps
     **changes,          # to the settings of a small model
-) -> dict: # layout → losses, gradient norms, loss on other tokens (sum, number), numbers of weights on this rank
+) -> dict: # layout → losses, balance losses, gradient norms, loss on other tokens (sum, number), numbers of weights on this rank
     "A rank of a small training on random tokens, once for each layout: what all of them are compared by"
     torch.set_num_threads(1)
     with process_group() as group: return {text: _few_steps(text, group, steps, changes) for text in layouts}
 
 def _few_steps(parallel: str, group: Group, steps: int, changes: dict) -> dict:
-    small = dict(model='lab-1m', layers=4, dim=64, heads=4, kv_heads=2, ffn_dim=128, seq_len=32, batch_tokens=512, micro_batch=2, compile='no')
+    small = dict(model='lab-1m', layers=4, dim=64, heads=4, kv_heads=2, ffn_dim=128, seq_len=32, batch_tokens=512, micro_batch=2, compile='no', balance=0.)
     s = PretrainSettings(**{**small, 'parallel': parallel, **changes}); check_settings(s)
     w = worker_for(s)(s, model_config(s, 512), Device('cpu', 'float32', ''), group)
     batches = Batches(torch.randint(0, 512, (9000,), generator=torch.Generator().manual_seed(0)).numpy(), 32, 16, eos_id=3)
     take = lambda i: list(micro_batches(batches, i, s.micro_batch, w.data_rank, w.layout.data_ranks, s.packed))
-    losses, norms = [], []
-    for i in range(steps): losses += group.sum(w.gradients(take(i))); norms.append(w.clip(.5)); w.step(1e-2)
-    return dict(losses=losses, norms=norms, held=sum(local(p).numel() for p in w.model.parameters()), held_out=w.evaluate(take(99)))
+    losses, balances, norms = [], [], []
+    for i in range(steps): losses += group.sum(w.gradients(take(i))); balances += group.sum(w.balance_part()); norms.append(w.clip(.5)); w.step(1e-2)
+    return dict(losses=losses, balances=balances, norms=norms, held=sum(local(p).numel() for p in w.model.parameters()), held_out=w.evaluate(take(99)))
 
 def worker_for(s: PretrainSettings) -> type:
     "Who makes the gradients"
