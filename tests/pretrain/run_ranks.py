@@ -1,4 +1,5 @@
 "What ranks do in one start for test_layouts and test_deepspeed: whole runs one after the other, with damage in between; small trainings of a model with a window"
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from labkit.core.settings import UserError
@@ -20,6 +21,11 @@ def spoil(path: str, name: str, how: str) -> str: # the file
         elif group.rank == 0: file.write_bytes(file.read_bytes()[:-100])
         group.barrier()
     return str(file)
+
+def copy(path: str, to: str) -> None:
+    with process_group() as group:
+        if group.rank == 0: shutil.copytree(path, to)
+        group.barrier()
 
 def few_steps(window: int | None = None, **call) -> dict:
     "`few_steps` of the trainer's workers, with attention over a window"
