@@ -106,7 +106,14 @@ def test_missing_shard(tmp_path):
     (dict(model_type='qwen3_moe', mlp_only_layers=[0]), 'layers with and without experts in one model are not implemented'),
     (dict(num_hidden_layers=3), r'tensors are missing, among them layers\.2'), (dict(num_hidden_layers=1), 'unexpected tensor layers.1'),
     (dict(vocab_size=95), r'(embed_tokens|lm_head).weight has shape \(96, 32\), the config asks for \(95, 32\)'),
-    (dict(num_key_value_heads=3), 'not a multiple of n_kv_heads = 3')])
+    (dict(num_key_value_heads=3), r'config.json: num_attention_heads = \d+ is not a multiple of num_key_value_heads = 3'), (dict(num_key_value_heads=0), 'config.json: num_key_value_heads = 0; it must be a whole number, at least 1'),
+    *((dict([(k, v)]), f'config.json: {k} = {v!r}; it must be a whole number, at least 1') for k in ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size', 'max_position_embeddings') for v in (0, float('nan'), '12', None)),
+    *((dict(rope_theta=v), 'config.json: rope_theta = .*; it must be a finite number, above 1') for v in (0, -1e4, float('nan'), float('inf'), '10000')),
+    (dict(rms_norm_eps=-1e-6), 'config.json: rms_norm_eps = -1e-06; it must be a finite number, at least 0'), (dict(head_dim=0), 'config.json: head_dim = 0; it must'), (dict(head_dim=7), 'config.json: head_dim = 7 is odd'),
+    (dict(tie_word_embeddings='false'), "config.json: tie_word_embeddings = 'false'; expected true or false"), (dict(rope_scaling={'rope_type': 'linear', 'factor': float('nan')}), 'config.json: rope scaling: factor = nan'),
+    (dict(rope_scaling={'rope_type': 'yarn', 'factor': 2., 'original_max_position_embeddings': 0}), 'config.json: rope scaling: original_max_position_embeddings = 0; it must be'),
+    (dict(model_type='mixtral', num_local_experts=2, num_experts_per_tok=3), 'config.json: num_experts_per_tok = 3; it must be between 1 and num_local_experts = 2'), (dict(model_type='mixtral', num_local_experts=0, num_experts_per_tok=0), 'config.json: num_local_experts = 0; it must'),
+    (dict(model_type='qwen3_moe', num_experts=4, num_experts_per_tok=2, moe_intermediate_size=20), 'config.json: moe_intermediate_size = 20 is no multiple of 8')])
 def test_config_that_does_not_fit(folder, changes, why):
     edit(folder, **changes)
     with pytest.raises(UserError, match=why) as e: load_model(folder)

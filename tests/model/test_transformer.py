@@ -230,7 +230,7 @@ def test_a_config_survives_its_hugging_face_form(data):
         rope_theta=d(st.floats(10, 1e8)), rope_scaling=scaling, norm_eps=d(st.sampled_from([1e-5, 1e-6])), tie_embeddings=d(st.booleans()), qkv_bias=d(st.booleans()), o_bias=d(st.booleans()),
         qk_norm=d(st.booleans()), family=family, **window, **experts)
     try: hf = to_hf(cfg)
-    except UserError as e: assert "can't hold" in str(e) or 'not implemented' in str(e) or 'lacks' in str(e)
+    except UserError as e: assert "can't hold" in str(e) or 'not implemented' in str(e) or 'lacks' in str(e) or 'experts = 0; it must be' in str(e)
     else: assert from_hf(__import__('json').loads(__import__('json').dumps(hf))) == cfg
 
 def test_preset_changes():
@@ -243,6 +243,25 @@ def test_preset_changes():
     (dict(shared_expert_dim=8), 'set n_experts'), (dict(window_layers=(0,)), 'without a sliding_window'), (dict(sliding_window=4, window_layers=(3,)), 'expected some of 0 … 2'), (dict(sliding_window=4, window_layers=()), 'expected some')])
 def test_impossible_shapes(change, why):
     with pytest.raises(UserError, match=why): ModelConfig(**{**BASE, **change})
+
+NAN, INF = float('nan'), float('inf')
+@pytest.mark.parametrize('bad', [0, -1, NAN, 2.5, '7', None, True])
+@pytest.mark.parametrize('field', ['vocab_size', 'dim', 'n_layers', 'n_heads', 'n_kv_heads', 'ffn_dim', 'max_seq_len'])
+def test_sizes_are_whole_numbers(field, bad):
+    with pytest.raises(UserError, match=f'model config: {field} = {bad!r}; it must be a whole number, at least 1'): ModelConfig(**{**BASE, field: bad})
+
+@pytest.mark.parametrize('change, why', [(dict(rope_theta=0.), 'above 1'), (dict(rope_theta=-1e4), 'above 1'), (dict(rope_theta=NAN), 'finite'), (dict(norm_eps=-1e-5), 'at least 0'), (dict(norm_eps=INF), 'finite'),
+    (dict(norm_eps='1e-5'), "'1e-5'; it must be a finite number"), (dict(sliding_window=-4), 'at least 1'), (dict(shared_expert_dim=-8), 'at least 0'), (dict(n_experts=-2, experts_per_token=1), 'at least 0')])
+def test_numbers_that_cannot_be(change, why):
+    with pytest.raises(UserError, match=f'model config: {list(change)[0]} = .*{why}'): ModelConfig(**{**BASE, **change})
+
+def test_a_width_that_the_heads_do_not_share():
+    with pytest.raises(UserError, match='dim = 128 is not a multiple of n_heads = 3; change one of them, or give head_dim'): preset('lab-1m', n_heads=3, n_kv_heads=1)
+    assert preset('lab-1m', n_heads=3, n_kv_heads=1, head_dim=32).head_dim == 32
+
+@pytest.mark.parametrize('change', [dict(factor=0.), dict(factor=NAN), dict(factor='8'), dict(low_freq_factor=4.), dict(original_max_seq_len=0), dict(beta_fast=-1.), dict(attention_factor=-1.)], ids=str)
+def test_scalings_that_cannot_be(change):
+    with pytest.raises(UserError, match=f'rope scaling: {list(change)[0]} = '): RopeScaling(**{**dict(kind='llama3', factor=8.), **change})
 
 @pytest.mark.parametrize('change, why', [(dict(qk_norm=True), 'qk_norm'), (dict(sliding_window=5), 'sliding_window'), (dict(qkv_bias=True), 'qkv_bias')])
 def test_a_family_that_cannot_say_it(change, why):
