@@ -1,4 +1,4 @@
-"What a rank of test_optimizer does: three steps of Muon on whole parameters and on shards of them"
+"What a rank of test_layouts does: three steps of Muon on whole parameters and on shards of them"
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor

@@ -6,11 +6,16 @@ from labkit.core.files import read_jsonl
 from labkit.core.settings import RunSettings, as_ini
 from labkit.corpus.tokens import train_tokenizer, write_shards
 from labkit.pretrain.checkpoint import Stored
+from labkit.pretrain.parallel import launch
 from labkit.pretrain.trainer import PretrainSettings
 
 ROOT = Path(__file__).parents[2]
 RUN = RunSettings(device='cpu', dtype='float32', threads=1)
 quiet = lambda line: None
+
+def in_one_start(ranks: int, *calls: dict) -> list[tuple]:
+    "Several functions on the same ranks, in one start of them: for each call what the ranks returned"
+    return list(zip(*launch('labkit.pretrain.parallel:each', ranks, 1, quiet, calls=calls)))
 
 def write_corpus(folder: Path, vocab_size: int = 300) -> Path:
     text = (ROOT/'LICENSE').read_text()

@@ -3,30 +3,36 @@ import pytest, torch
 from labkit.core.settings import SettingsError
 from labkit.model.config import preset
 from labkit.pretrain.context_parallel import attend, attend_backward, check_context, join_sequence, merge, positions_of, split_sequence, train_context
-from labkit.pretrain.parallel import launch
-from small import quiet
+from small import in_one_start
 
 MODELS = {'gqa': {}, 'mha': dict(n_kv_heads=4), 'mqa': dict(n_kv_heads=1), 'qk_norm_untied': dict(qk_norm=True, tie_embeddings=False), 'experts': dict(n_experts=4, experts_per_token=2, expert_dim=64, family='mixtral', tie_embeddings=False)}
 
-@pytest.fixture(scope='module')
-def two(): return launch('labkit.pretrain.context_parallel:compare_context', 2, threads=1, on_line=quiet, models=MODELS)
+COMPARE = 'labkit.pretrain.context_parallel:compare_context'
+WINDOWS = {'window': dict(sliding_window=10), 'window_mqa_qk_norm': dict(sliding_window=10, n_kv_heads=1, qk_norm=True), 'window_of_one': dict(sliding_window=1), 'window_longer_than_a_part': dict(sliding_window=40)}
+CASES = [(name, kind) for name in MODELS for kind in ('ring', 'ulysses')] + [(name, 'ulysses') for name in WINDOWS] # of 64 tokens; the ring knows no windows
 
-@pytest.mark.parametrize('name', MODELS)
-@pytest.mark.parametrize('kind', ['ring', 'ulysses'])
+def compared(ranks):
+    whole, windows, train = in_one_start(ranks, dict(target=COMPARE, models=MODELS), dict(target=COMPARE, models=WINDOWS, kinds=['ulysses']), dict(target='labkit.pretrain.context_parallel:train_context', kind='ring', steps=3))
+    return [{**a, **b} for a, b in zip(whole, windows)], train
+
+@pytest.fixture(scope='module')
+def two(): return compared(2)
+
+@pytest.fixture(scope='module')
+def four(): return compared(4)
+
+@pytest.mark.parametrize('name, kind', CASES)
 def test_loss_and_gradients_equal_one_process(two, name, kind):
-    for rank in two: assert rank[name][kind]['loss'] < 1e-5 and rank[name][kind]['gradient'] < 1e-4
+    for rank in two[0]: assert rank[name][kind]['loss'] < 1e-5 and rank[name][kind]['gradient'] < 1e-4
 
 @pytest.mark.slow
-def test_on_four_ranks_and_with_a_window():
-    for rank in launch('labkit.pretrain.context_parallel:compare_context', 4, threads=1, on_line=quiet, models=MODELS):
-        for kinds in rank.values():
-            for r in kinds.values(): assert r['loss'] < 1e-5 and r['gradient'] < 1e-4
-    for rank in launch('labkit.pretrain.context_parallel:compare_context', 2, threads=1, on_line=quiet, models={'window': dict(sliding_window=10)}, kinds=['ulysses']):
-        assert rank['window']['ulysses']['gradient'] < 1e-4
+@pytest.mark.parametrize('name, kind', CASES)
+def test_on_four_ranks(four, name, kind):
+    for rank in four[0]: assert rank[name][kind]['loss'] < 1e-5 and rank[name][kind]['gradient'] < 1e-4
 
-def test_training_equals_one_process():
-    one, two = train_context(steps=3), launch('labkit.pretrain.context_parallel:train_context', 2, threads=1, on_line=quiet, kind='ring', steps=3)
-    assert two[0]['losses'] == pytest.approx(one['losses'], abs=1e-5) and two[0]['saved'] < .6*one['saved']
+def test_training_equals_one_process(two):
+    one, parts = train_context(steps=3), two[1]
+    assert parts[0]['losses'] == pytest.approx(one['losses'], abs=1e-5) and parts[0]['saved'] < .6*one['saved']
 
 @pytest.mark.parametrize('n', [1, 2, 3, 4])
 def test_split_and_join(n):

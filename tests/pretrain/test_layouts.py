@@ -4,13 +4,10 @@ import pytest, torch
 from labkit.core.settings import SettingsError
 from labkit.model.checkpoint import load_model
 from labkit.pretrain.checkpoint import checkpoints
-from labkit.pretrain.parallel import launch
 from labkit.pretrain.trainer import train
 from labkit.pretrain.worker import PretrainSettings, check_settings
 from run_ranks import few_steps
-from small import RUN, as_file, assert_same_bits, losses, quiet, tiny, weights
-
-EACH, STEPS = 'labkit.pretrain.parallel:each', 'run_ranks:few_steps'
+from small import RUN, as_file, assert_same_bits, in_one_start, losses, quiet, tiny, weights
 
 @functools.cache
 def one_process(**how): return few_steps(layouts=[''], **how)['']
@@ -32,10 +29,10 @@ PAIRS = ['fsdp:2,tp:2', 'pp:2,fsdp:2', 'fsdp:2,cp:2']
 FOUR = names([dict(layouts=['fsdp:4', *PAIRS, 'pp:2,tp:2', 'cp:2,tp:2', 'pp:2,cp:2', 'ddp:2,fsdp:2', 'ddp:2,tp:2', 'pp:2,ddp:2']), dict(layouts=PAIRS, context='ulysses'), dict(layouts=PAIRS, zero=1), dict(layouts=PAIRS, zero=2),
               dict(layouts=PAIRS, model='lab-moe', steps=2), dict(layouts=['fsdp:2,cp:2', 'cp:2,tp:2', 'pp:2,cp:2'], context='ulysses', window=10)])
 
-def start(ranks, ways): return dict(zip(ways, zip(*launch(EACH, ranks, 1, on_line=quiet, calls=[dict(target=STEPS, **w) for w in ways.values()]))))
+def start(ranks, ways, *more): return dict(zip([*ways, *more], in_one_start(ranks, *(dict(target='run_ranks:few_steps', **w) for w in ways.values()), *(dict(target=t) for t in more))))
 
 @pytest.fixture(scope='module')
-def two(): return start(2, TWO)
+def two(): return start(2, TWO, 'muon_rank:shards')
 
 @pytest.fixture(scope='module')
 def four(): return start(4, FOUR)
@@ -46,6 +43,10 @@ def test_losses_norms_and_held_out_loss_are_those_of_one_process(two, name): sam
 @pytest.mark.slow
 @pytest.mark.parametrize('name', FOUR)
 def test_pairs_of_kinds(four, name): same(four[name], **FOUR[name])
+
+def test_muon_on_shards_is_muon_on_the_whole(two):
+    "of parameters whose rows two ranks cannot share equally"
+    assert max(two['muon_rank:shards']) < 1e-5
 
 def test_a_window_is_felt(): assert abs(one_process(window=10)['losses'][0] - one_process()['losses'][0]) > 1e-3
 
@@ -69,7 +70,7 @@ def runs(corpus, tmp_path_factory):
     for i, change in enumerate(RUNS.values()):
         for j, (out, steps) in enumerate((('whole', 10), ('parts', 6), ('parts', 10))):
             calls.append(dict(target='run_ranks:run', settings=as_file(run(corpus, top/f'{i}-{out}', steps=steps, **change), top/f'{i}-{j}.ini')))
-    done = launch(EACH, 2, 1, on_line=quiet, calls=calls)[0]
+    done = [first for first, _ in in_one_start(2, *calls)]
     return {name: (top/f'{i}-whole', top/f'{i}-parts', done[3*i], done[3*i + 2]) for i, name in enumerate(RUNS)}
 
 @pytest.fixture(scope='module')

@@ -5,8 +5,6 @@ from labkit.model.config import preset
 from labkit.model.transformer import Transformer
 from labkit.core.settings import UserError
 from labkit.pretrain.optimizer import SCALES, Muon, learning_rate, make_optimizer, muon_groups, newton_schulz, param_groups
-from labkit.pretrain.parallel import launch
-from small import quiet
 
 @pytest.mark.parametrize('tied', [True, False])
 def test_groups_hold_every_parameter_once(tied):
@@ -97,6 +95,3 @@ def test_a_state_that_went_through_a_file_goes_on_bit_for_bit(kind, tmp_path):
             o.zero_grad(); m(torch.arange(8)[None]).logsumexp(-1).sum().backward(); o.step()
         return torch.cat([p.flatten() for p in m.parameters()])
     assert torch.equal(steps(None), steps(3))
-
-def test_muon_on_shards_is_muon_on_the_whole():
-    assert max(launch('muon_rank:shards', 2, 1, quiet)) < 1e-5

@@ -2,27 +2,26 @@
 import pytest, torch
 from labkit.core.settings import SettingsError
 from labkit.model.config import preset
-from labkit.pretrain.parallel import launch
 from labkit.pretrain.pipeline import (KINDS, Stage, bubble, check_pipeline, gpipe_order, in_flight, layers_of_stage, make_stages, one_f_one_b_order, simulate, small_model, stages_of_rank,
                                       train_pipeline)
-from small import quiet
+from small import in_one_start
 
 WAYS = ['gpipe by hand', '1f1b by hand', *KINDS]
 MODELS = {'tied': {}, 'untied': dict(tie_embeddings=False), 'qk_norm': dict(qk_norm=True), 'biases_five_layers': dict(qkv_bias=True, o_bias=True, n_layers=5),
           'experts': dict(n_experts=4, experts_per_token=2, expert_dim=64, family='mixtral', tie_embeddings=False)}
 
 @pytest.fixture(scope='module')
-def compared(): return launch('labkit.pretrain.pipeline:compare_pipeline', 2, threads=1, on_line=quiet, models=MODELS, kinds=WAYS)
+def two(): return in_one_start(2, dict(target='labkit.pretrain.pipeline:compare_pipeline', models=MODELS, kinds=WAYS), dict(target='labkit.pretrain.pipeline:train_pipeline', kind='1f1b', steps=4))
 
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('kind', WAYS)
-def test_loss_and_gradients_equal_one_process(compared, name, kind):
-    for rank in compared: assert max(rank[name][kind]) < 1e-4
+def test_loss_and_gradients_equal_one_process(two, name, kind):
+    for rank in two[0]: assert max(rank[name][kind]) < 1e-4
 
-def test_training_with_a_tied_table_equals_one_process():
+def test_training_with_a_tied_table_equals_one_process(two):
     "the two copies must stay equal over steps of AdamW"
-    one, two = train_pipeline(steps=4), launch('labkit.pretrain.pipeline:train_pipeline', 2, threads=1, on_line=quiet, kind='1f1b', steps=4)
-    assert two[1]['losses'] == pytest.approx(one['losses'], abs=1e-5) and two[0]['losses'] == [None]*4
+    one, (first, last) = train_pipeline(steps=4), two[1]
+    assert last['losses'] == pytest.approx(one['losses'], abs=1e-5) and first['losses'] == [None]*4
 
 @pytest.mark.parametrize('order', [gpipe_order, one_f_one_b_order])
 @pytest.mark.parametrize('p, m', [(1, 1), (2, 2), (2, 7), (4, 4), (4, 32), (8, 8)])

@@ -2,9 +2,8 @@
 import pytest, torch
 from labkit.core.settings import SettingsError
 from labkit.model.config import preset
-from labkit.pretrain.parallel import launch
 from labkit.pretrain.tensor_parallel import Saved, Traffic, apply_tensor_parallel, check_split, train_split
-from small import quiet
+from small import in_one_start
 
 MODELS = {'gqa': {}, 'untied': dict(tie_embeddings=False), 'qkv_bias': dict(qkv_bias=True), 'all_biases': dict(qkv_bias=True, o_bias=True, tie_embeddings=False),
           'qk_norm': dict(qk_norm=True), 'wide_heads': dict(head_dim=32, qk_norm=True), 'window': dict(sliding_window=8), 'one_layer': dict(n_layers=1),
@@ -12,7 +11,10 @@ MODELS = {'gqa': {}, 'untied': dict(tie_embeddings=False), 'qkv_bias': dict(qkv_
           'shared_expert': dict(n_experts=4, experts_per_token=2, expert_dim=64, shared_expert_dim=32, family='qwen2_moe', qkv_bias=True, tie_embeddings=False)}
 
 @pytest.fixture(scope='module')
-def compared(): return launch('labkit.pretrain.tensor_parallel:compare_split', 2, threads=1, on_line=quiet, models=MODELS)
+def two(): return in_one_start(2, dict(target='labkit.pretrain.tensor_parallel:compare_split', models=MODELS), dict(target='labkit.pretrain.tensor_parallel:train_split', steps=5))
+
+@pytest.fixture(scope='module')
+def compared(two): return two[0]
 
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('kind', ['plain', 'sequence'])
@@ -29,11 +31,11 @@ def test_sequence_parallelism_sends_no_more_and_keeps_less(compared):
     assert seq['bytes']['all-gather'] - plain['bytes']['all-gather'] == (4*L + 2)*M
     assert seq['saved'] < plain['saved'] < plain['saved_whole']
 
-def test_training_steps_equal_one_process():
+def test_training_steps_equal_one_process(two):
     "with clipping and AdamW, whose states are DTensors too"
-    one, two = train_split(5), launch('labkit.pretrain.tensor_parallel:train_split', 2, threads=1, on_line=quiet, steps=5)
-    for r in two: assert r['losses'] == pytest.approx(one['losses'], abs=1e-5)
-    assert two[0]['held'] < .51*one['held']
+    one, parts = train_split(5), two[1]
+    for r in parts: assert r['losses'] == pytest.approx(one['losses'], abs=1e-5)
+    assert parts[0]['held'] < .51*one['held']
 
 @pytest.mark.parametrize('change, word', [(dict(n_heads=9, n_kv_heads=3, dim=72), 'heads = 9, kv_heads = 3'), (dict(ffn_dim=33), 'ffn_dim = 33'), (dict(vocab_size=257), 'vocab_size = 257')])
 def test_models_that_cannot_be_cut(change, word):

@@ -2,9 +2,8 @@
 import pytest, torch
 from labkit.model.config import preset
 from labkit.model.transformer import Transformer
-from labkit.pretrain.parallel import launch
 from labkit.pretrain.zero import clip, held, train_by_hand, train_sharded
-from small import quiet
+from small import in_one_start
 
 Z = 'labkit.pretrain.zero:'
 STAGES = (1, 2, 3)
@@ -17,8 +16,7 @@ def two(corpus):
     "everything on two ranks in one start"
     calls = dict(ddp=dict(target=Z + 'train_sharded', parallel='ddp:2'), bf16=dict(target=Z + 'train_sharded', parallel='fsdp:2', bf16=True),
                  **{f'fsdp{s}': dict(target=Z + 'train_sharded', parallel='fsdp:2', stage=s) for s in STAGES}, **{f'hand{s}': dict(target=Z + 'train_by_hand', stage=s) for s in STAGES})
-    a, b = launch('labkit.pretrain.parallel:each', 2, 1, quiet, calls=[dict(corpus=str(corpus), **c) for c in calls.values()])
-    return dict(zip(calls, zip(a, b)))
+    return dict(zip(calls, in_one_start(2, *(dict(corpus=str(corpus), **c) for c in calls.values()))))
 
 @pytest.mark.parametrize('kind', ['ddp', 'fsdp1', 'fsdp2', 'fsdp3', 'hand1', 'hand2', 'hand3'])
 def test_losses_of_one_process(alone, two, kind):
@@ -48,7 +46,7 @@ def test_what_is_sent(two):
 @pytest.mark.slow
 def test_groups_of_two_on_four_ranks(corpus, alone):
     calls = [dict(target=Z + 'train_sharded', corpus=str(corpus), parallel=p, stage=s) for p, s in (('fsdp:4', 3), ('ddp:2,fsdp:2', 3), ('ddp:2,fsdp:2', 1))]
-    flat, *hybrid = launch('labkit.pretrain.parallel:each', 4, 1, quiet, calls=calls)[3]
+    flat, *hybrid = (ranks[3] for ranks in in_one_start(4, *calls))
     for r in (flat, *hybrid): assert r['losses'] == pytest.approx(alone[0]['losses'], abs=1e-5) and r['norms'] == pytest.approx(alone[0]['norms'], rel=1e-4)
     assert 'all-reduce' not in flat['sent'] and all(r['rest']['weights'] == pytest.approx(alone[0]['rest']['weights']/2, rel=.02) for r in hybrid)
 
