@@ -65,8 +65,8 @@ def test_the_cross_entropys_gradient_does_not_depend_on_the_pieces():
     for n in (1, 3, 4): torch.testing.assert_close(alone(n), alone(8), atol=1e-6, rtol=1e-5)
 
 def same(layouts, **how):
-    how = dict(model='lab-moe', balance=1., steps=2, **how)
-    one = few_steps([''], **{k: v for k, v in how.items() if k != 'zero'})['']
+    how = {**dict(model='lab-moe', balance=1., steps=2), **how}
+    one = few_steps([''], **{k: v for k, v in how.items() if k not in ('zero', 'backend')})['']
     for answer in launch('labkit.pretrain.worker:few_steps', 2, 1, on_line=quiet, layouts=layouts, **how):
         for name in layouts:
             for what in ('losses', 'balances', 'norms'): assert answer[name][what] == pytest.approx(one[what], rel=1e-3 if what == 'norms' else 3e-5), (name, what)
@@ -74,6 +74,10 @@ def same(layouts, **how):
 def test_two_processes_are_one(): same(['ddp:2', 'fsdp:2', 'tp:2', 'pp:2'])
 
 def test_two_processes_are_one_in_pieces_that_do_not_fit(): same(['ddp:2', 'fsdp:2'], zero=1, micro_batch=8, recompute='full')
+
+def test_deepspeeds_engine_is_one_process_too():
+    pytest.importorskip('deepspeed')
+    same(['fsdp:2'], backend='deepspeed', zero=2, steps=1)
 
 def test_a_skewed_router_is_straightened():
     "All tokens share a direction, and two experts like it: always the same two is 8, all alike is 2"
