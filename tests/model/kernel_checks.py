@@ -1,5 +1,5 @@
-"""Each Triton kernel against plain torch, forward and backward. Run as `python kernel_checks.py NAME DEVICE`: a process of its own, because Triton reads TRITON_INTERPRET when it is imported."""
-import sys, torch
+"""Each Triton kernel against plain torch, forward and backward. Run as `python kernel_checks.py NAME DEVICE` (all: every one): a process of its own, because Triton reads TRITON_INTERPRET when it is imported."""
+import sys, torch, traceback
 import torch.nn.functional as F
 
 def agree(name, ours, plain, inputs, device, tol=2e-5, low_tol=2e-2, kinds=slice(2)):
@@ -103,4 +103,5 @@ CHECKS = dict(norm=norm, swiglu=swiglu, rope=rope, cross_entropy=cross_entropy, 
 if __name__ == '__main__':
     for name in CHECKS if sys.argv[1] == 'all' else sys.argv[1:2]:
         torch.manual_seed(0)
-        CHECKS[name](sys.argv[2]); print(name, 'equal', flush=True)
+        try: CHECKS[name](sys.argv[2]); print(name, 'equal', flush=True)
+        except Exception: print(f'{name} fails:\n{traceback.format_exc()}', flush=True) # and on to the next one

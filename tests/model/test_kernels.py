@@ -4,15 +4,22 @@ from pathlib import Path
 
 NAMES = ('norm', 'swiglu', 'rope', 'cross_entropy', 'flash', 'fp8')
 
-def run(name, device, **env):
+def run(device, **env):
+    "All checks in one process: what it printed"
     script = Path(__file__).with_name('kernel_checks.py')
-    out = subprocess.run([sys.executable, str(script), name, device], capture_output=True, text=True, env={**os.environ, **env}, timeout=300)
-    assert out.stdout.strip() == f'{name} equal', out.stderr[-3000:]
+    p = subprocess.run([sys.executable, str(script), 'all', device], capture_output=True, text=True, env={**os.environ, **env}, timeout=600)
+    return p.stdout + p.stderr
+
+@pytest.fixture(scope='module')
+def interpreted(): return run('cpu', TRITON_INTERPRET='1', CUDA_VISIBLE_DEVICES='')
+
+@pytest.fixture(scope='module')
+def compiled(): return run('cuda', TRITON_INTERPRET='0')
 
 @pytest.mark.parametrize('name', NAMES)
-def test_interpreted_equals_torch(name): run(name, 'cpu', TRITON_INTERPRET='1', CUDA_VISIBLE_DEVICES='')
+def test_interpreted_equals_torch(interpreted, name): assert f'{name} equal' in interpreted.splitlines(), interpreted[-3000:]
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 @pytest.mark.parametrize('name', NAMES)
-def test_compiled_equals_torch(name): run(name, 'cuda', TRITON_INTERPRET='0')
+def test_compiled_equals_torch(compiled, name): assert f'{name} equal' in compiled.splitlines(), compiled[-3000:]

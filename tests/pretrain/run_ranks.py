@@ -1,4 +1,4 @@
-"What ranks do in one start for test_layouts and test_deepspeed: whole runs one after the other, with damage in between; small trainings of a model with a window"
+"What ranks do in one start for test_layouts, test_deepspeed and test_resharding: whole runs one after the other, with damage in between; small trainings of a model with a window"
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ def spoil(path: str, name: str, how: str) -> str: # the file
 
 def copy(path: str, to: str) -> None:
     with process_group() as group:
-        if group.rank == 0: shutil.copytree(path, to)
+        if group.rank == 0: shutil.copytree(path, to, dirs_exist_ok=True)
         group.barrier()
 
 def few_steps(window: int | None = None, **call) -> dict:

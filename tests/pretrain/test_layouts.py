@@ -24,7 +24,7 @@ def names(ways): return {f"{','.join(w['layouts'])} {' '.join(f'{k}={v}' for k, 
 
 TWO = names([*(dict(layouts=[l]) for l in ('ddp:2', 'fsdp:2', 'tp:2', 'cp:2', 'pp:2')), dict(layouts=['fsdp:2'], zero=1), dict(layouts=['fsdp:2'], zero=2), dict(layouts=['fsdp:2', 'ddp:2'], packed=True),
              dict(layouts=['fsdp:2', 'ddp:2', 'pp:2'], optimizer='muon', steps=2), *(dict(layouts=['pp:2'], pipeline=p) for p in ('gpipe', 'interleaved', 'zerobubble', 'zbv')),
-             dict(layouts=['cp:2', 'tp:2', 'pp:2', 'fsdp:2'], context='ulysses', window=10)])
+             dict(layouts=['cp:2', 'pp:2'], context='ulysses', window=10)])
 PAIRS = ['fsdp:2,tp:2', 'pp:2,fsdp:2', 'fsdp:2,cp:2']
 FOUR = names([dict(layouts=['fsdp:4', *PAIRS, 'pp:2,tp:2', 'cp:2,tp:2', 'pp:2,cp:2', 'ddp:2,fsdp:2', 'ddp:2,tp:2', 'pp:2,ddp:2']), dict(layouts=PAIRS, context='ulysses'), dict(layouts=PAIRS, zero=1), dict(layouts=PAIRS, zero=2),
               dict(layouts=PAIRS, model='lab-moe', steps=2), dict(layouts=['fsdp:2,cp:2', 'cp:2,tp:2', 'pp:2,cp:2'], context='ulysses', window=10)])
@@ -61,14 +61,14 @@ def test_what_cannot_go_together(change, word):
 RUNS = {'fsdp': dict(parallel='fsdp:2'), 'pp': dict(parallel='pp:2', micro_batch=1), 'muon, pp': dict(parallel='pp:2', micro_batch=1, optimizer='muon'),
         'muon, two stages a rank': dict(parallel='pp:2', micro_batch=1, optimizer='muon', pipeline='interleaved', layers=4), 'muon, fsdp': dict(parallel='fsdp:2', optimizer='muon')}
 
-def run(corpus, out, **changes): return tiny(corpus, out, min_lr=1e-2, **changes) # a rate that does not depend on `steps`
+def run(corpus, out, **changes): return tiny(corpus, out, **{**dict(steps=7, min_lr=1e-2), **changes}) # a rate that does not depend on `steps`
 
 @pytest.fixture(scope='module')
 def runs(corpus, tmp_path_factory):
-    "Each run whole, and once more in two parts: six steps, then the rest from the checkpoint"
+    "Each run whole, and once more in two parts: four steps, then the rest from the checkpoint"
     top, calls = tmp_path_factory.mktemp('runs'), []
     for i, change in enumerate(RUNS.values()):
-        for j, (out, steps) in enumerate((('whole', 10), ('parts', 6), ('parts', 10))):
+        for j, (out, steps) in enumerate((('whole', 7), ('parts', 4), ('parts', 7))):
             calls.append(dict(target='run_ranks:run', settings=as_file(run(corpus, top/f'{i}-{out}', steps=steps, **change), top/f'{i}-{j}.ini')))
     done = [first for first, _ in in_one_start(2, *calls)]
     return {name: (top/f'{i}-whole', top/f'{i}-parts', done[3*i], done[3*i + 2]) for i, name in enumerate(RUNS)}
@@ -82,9 +82,9 @@ def of_one_process(change): return {k: v for k, v in change.items() if k in ('op
 @pytest.mark.parametrize('name', RUNS)
 def test_a_run_in_two_parts_is_the_whole_run_bit_for_bit(runs, name):
     whole, parts, a, b = runs[name]
-    assert 'error' not in a and 'error' not in b and b['resumed_from'] == 6 and checkpoints(parts)[-1].name == 'step-10'
+    assert 'error' not in a and 'error' not in b and b['resumed_from'] == 4 and checkpoints(parts)[-1].name == 'step-7'
     assert losses(b['log']) == losses(a['log'])
-    assert_same_bits(weights(whole, 10), weights(parts, 10))
+    assert_same_bits(weights(whole, 7), weights(parts, 7))
 
 @pytest.mark.parametrize('name', RUNS)
 def test_a_run_is_that_of_one_process(runs, alone, name):
@@ -97,6 +97,6 @@ def test_a_run_is_that_of_one_process(runs, alone, name):
 @pytest.mark.parametrize('name', RUNS)
 def test_one_process_goes_on_from_a_checkpoint_of_two(runs, alone, corpus, tmp_path, name):
     one = of_one_process(RUNS[name])
-    shutil.copytree(runs[name][1]/'step-6', tmp_path/'step-6')
+    shutil.copytree(runs[name][1]/'step-4', tmp_path/'step-4')
     r = train(run(corpus, tmp_path, **one), RUN, say=quiet)
-    assert r.resumed_from == 6 and losses(r.log) == pytest.approx(losses(alone(**one).log)[6:], abs=2e-4)
+    assert r.resumed_from == 4 and losses(r.log) == pytest.approx(losses(alone(**one).log)[4:], abs=2e-4)

@@ -12,8 +12,8 @@ from labkit.pretrain.checkpoint import (DamagedCheckpoint, Saver, Stored, checkp
                                         save_checkpoint, small_run, to_host)
 from labkit.pretrain.optimizer import make_optimizer
 from labkit.pretrain.parallel import launch
+from small import in_one_start, quiet
 
-quiet = lambda line: None
 RUN = 'labkit.pretrain.checkpoint:small_run'
 
 def fresh(seed=0, **changes):
@@ -46,25 +46,30 @@ def alone(tmp_path_factory):
 
 def test_the_vocabulary_of_these_tests_is_uneven(alone): assert Stored(alone[0]/'step-12')['embed_tokens.weight'].shape[0] == 509
 
-def test_two_ranks_go_on_as_one_and_as_two(alone, tmp_path):
-    "a vocabulary that two ranks cannot share evenly (torchtitan's issue 1136), written in the background: one rank goes on with the same losses, two with the same bits"
-    call = dict(parallel='fsdp:2', save_every=4, keep_last=9, asynchronous=True)
-    whole = launch(RUN, 2, on_line=quiet, out=str(tmp_path/'a'), last=12, **call)[0]
-    assert whole['losses'] == pytest.approx(alone[1]['losses'], abs=1e-5) and len(list((tmp_path/'a'/'step-4').glob('*.distcp'))) == 2
-    for out in 'bc': shutil.copytree(tmp_path/'a'/'step-4', tmp_path/out/'step-4')
-    one = small_run(tmp_path/'b', 12, save_every=4, keep_last=9)
-    assert one['begin'] == 4 and one['losses'] == pytest.approx(alone[1]['losses'][4:], abs=1e-5)
-    two = launch(RUN, 2, on_line=quiet, out=str(tmp_path/'c'), last=12, **call)[0]
-    assert two['begin'] == 4 and two['losses'] == whole['losses'][4:]
-    assert same(bits(tmp_path/'a'/'step-12'), bits(tmp_path/'c'/'step-12'))
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    "What two ranks do in one start: a run, written in the background; the same from its first checkpoint; a checkpoint that wanders through layouts"
+    top = tmp_path_factory.mktemp('two')
+    folders = [str(top/n) for n in 'defg']
+    save_checkpoint(folders[0], *trained(vocab_size=512, dim=64), None, dict(step=3))
+    call = dict(target=RUN, last=12, parallel='fsdp:2', save_every=4, keep_last=9, asynchronous=True)
+    whole, _, again, _ = in_one_start(2, dict(call, out=str(top/'a')), dict(target='run_ranks:copy', path=str(top/'a'/'step-4'), to=str(top/'c'/'step-4')), dict(call, out=str(top/'c')),
+                                      dict(target='labkit.pretrain.checkpoint:convert', folders=folders, layouts=['fsdp:2', 'tp:2', 'ddp:2']))
+    return top, whole[0], again[0]
 
-def test_a_checkpoint_keeps_its_bits_through_other_layouts(tmp_path):
-    folders = [str(tmp_path/n) for n in 'abcd']
-    run = trained(vocab_size=512, dim=64)
-    save_checkpoint(folders[0], *run, None, dict(step=3))
-    launch('labkit.pretrain.checkpoint:convert', 2, on_line=quiet, folders=folders, layouts=['fsdp:2', 'tp:2', 'ddp:2'])
-    want = bits(Path(folders[0])/'step-3')
-    for f in folders[1:]: assert same(bits(Path(f)/'step-3'), want), f
+def test_two_ranks_go_on_as_one_and_as_two(alone, two, tmp_path):
+    "a vocabulary that two ranks cannot share evenly (torchtitan's issue 1136), written in the background: one rank goes on with the same losses, two with the same bits"
+    top, whole, again = two
+    assert whole['losses'] == pytest.approx(alone[1]['losses'], abs=1e-5) and len(list((top/'a'/'step-4').glob('*.distcp'))) == 2
+    shutil.copytree(top/'a'/'step-4', tmp_path/'step-4')
+    one = small_run(tmp_path, 12, save_every=4, keep_last=9)
+    assert one['begin'] == 4 and one['losses'] == pytest.approx(alone[1]['losses'][4:], abs=1e-5)
+    assert again['begin'] == 4 and again['losses'] == whole['losses'][4:]
+    assert same(bits(top/'a'/'step-12'), bits(top/'c'/'step-12'))
+
+def test_a_checkpoint_keeps_its_bits_through_other_layouts(two):
+    want = bits(two[0]/'d'/'step-3')
+    for f in 'efg': assert same(bits(two[0]/f/'step-3'), want), f
 
 @pytest.mark.slow
 def test_four_ranks(alone, tmp_path):
