@@ -1,4 +1,5 @@
 "The loss that keeps experts equally busy: its gradient, in one process and two, computed again, compiled; its column in the log"
+from importlib.util import find_spec
 import pytest, torch
 from torch import nn
 from labkit.core.device import Device
@@ -6,10 +7,9 @@ from labkit.core.files import read_jsonl
 from labkit.core.settings import SettingsError
 from labkit.model.cross_entropy import cross_entropy_sum
 from labkit.model.moe import balance_loss, router_logits
-from labkit.pretrain.parallel import launch
 from labkit.pretrain.trainer import train
 from labkit.pretrain.worker import PretrainSettings, Worker, few_steps, model_config
-from small import RUN, quiet, tiny
+from small import RUN, in_one_start, quiet, tiny
 
 SMALL = dict(model='lab-moe', layers=2, dim=32, heads=2, kv_heads=1, ffn_dim=32, seq_len=16, batch_tokens=16*8, micro_batch=2, compile='no', balance=.3)
 ROWS = torch.randint(0, 64, (8, 17), generator=torch.Generator().manual_seed(0))
@@ -64,20 +64,19 @@ def test_the_cross_entropys_gradient_does_not_depend_on_the_pieces():
     def alone(n): w = worker(balance=0., micro_batch=n); w.gradients(pieces(n)); return flat(w.model)
     for n in (1, 3, 4): torch.testing.assert_close(alone(n), alone(8), atol=1e-6, rtol=1e-5)
 
-def same(layouts, **how):
-    how = {**dict(model='lab-moe', balance=1., steps=2), **how}
-    one = few_steps([''], **{k: v for k, v in how.items() if k not in ('zero', 'backend')})['']
-    for answer in launch('labkit.pretrain.worker:few_steps', 2, 1, on_line=quiet, layouts=layouts, **how):
-        for name in layouts:
+WAYS = {'each kind': dict(layouts=['ddp:2', 'fsdp:2', 'tp:2', 'pp:2']), 'pieces that do not fit': dict(layouts=['ddp:2', 'fsdp:2'], zero=1, micro_batch=8, recompute='full'),
+        'deepspeed': dict(layouts=['fsdp:2'], backend='deepspeed', zero=2, steps=1)}
+WAYS = {name: {**dict(model='lab-moe', balance=1., steps=2), **how} for name, how in WAYS.items() if name != 'deepspeed' or find_spec('deepspeed')}
+
+@pytest.fixture(scope='module')
+def two(): return dict(zip(WAYS, in_one_start(2, *(dict(target='labkit.pretrain.worker:few_steps', **how) for how in WAYS.values()))))
+
+@pytest.mark.parametrize('way', WAYS)
+def test_two_processes_are_one(two, way):
+    one = few_steps([''], **{k: v for k, v in WAYS[way].items() if k not in ('layouts', 'zero', 'backend')})['']
+    for answer in two[way]:
+        for name in WAYS[way]['layouts']:
             for what in ('losses', 'balances', 'norms'): assert answer[name][what] == pytest.approx(one[what], rel=1e-3 if what == 'norms' else 3e-5), (name, what)
-
-def test_two_processes_are_one(): same(['ddp:2', 'fsdp:2', 'tp:2', 'pp:2'])
-
-def test_two_processes_are_one_in_pieces_that_do_not_fit(): same(['ddp:2', 'fsdp:2'], zero=1, micro_batch=8, recompute='full')
-
-def test_deepspeeds_engine_is_one_process_too():
-    pytest.importorskip('deepspeed')
-    same(['fsdp:2'], backend='deepspeed', zero=2, steps=1)
 
 def test_a_skewed_router_is_straightened():
     "All tokens share a direction, and two experts like it: always the same two is 8, all alike is 2"

@@ -61,7 +61,7 @@ def test_what_cannot_go_together(change, word):
 RUNS = {'fsdp': dict(parallel='fsdp:2'), 'pp': dict(parallel='pp:2', micro_batch=1), 'muon, pp': dict(parallel='pp:2', micro_batch=1, optimizer='muon'),
         'muon, two stages a rank': dict(parallel='pp:2', micro_batch=1, optimizer='muon', pipeline='interleaved', layers=4), 'muon, fsdp': dict(parallel='fsdp:2', optimizer='muon')}
 
-def run(corpus, out, **changes): return tiny(corpus, out, **{**dict(steps=7, min_lr=1e-2), **changes}) # a rate that does not depend on `steps`
+def run(corpus, out, **changes): return tiny(corpus, out, **{**dict(steps=7, eval_every=7, min_lr=1e-2), **changes}) # a rate that does not depend on `steps`
 
 @pytest.fixture(scope='module')
 def runs(corpus, tmp_path_factory):
