@@ -345,8 +345,8 @@ def table(
     rows: int = 8, # lines
 ) -> str:
     "Layouts, one a line: memory by kind in GiB, speed"
-    head = f"{'layout':<18}{'ZeRO':>5}{'recompute':>11}{'micro':>6}" + ''.join(f'{k[:8]:>9}' for k in KINDS) + f"{'sum':>7}{'fits':>6}{'tokens/s/GPU':>14}{'MFU':>6}"
-    line = lambda c: (f"{str(c.layout):<18}{c.run.stage if c.layout.fsdp > 1 else '-':>5}{c.run.recompute:>11}{c.run.micro_batch:>6}" + ''.join(f'{c.memory[k]/2**30:9.1f}' for k in KINDS)
+    head = f"{'layout':<18}{'ZeRO':>5}{'recompute':>11}{'micro':>6}" + ''.join(f'{k:>{len(k) + 2}}' for k in KINDS) + f"{'sum':>7}{'fits':>6}{'tokens/s/GPU':>14}{'MFU':>6}"
+    line = lambda c: (f"{str(c.layout):<18}{c.run.stage if c.layout.fsdp > 1 else '-':>5}{c.run.recompute:>11}{c.run.micro_batch:>6}" + ''.join(f'{c.memory[k]/2**30:{len(k) + 2}.1f}' for k in KINDS)
                       + f"{sum(c.memory.values())/2**30:7.1f}{'yes' if c.fits else 'no':>6}{c.tokens_per_s:14,.0f}{c.mfu:6.0%}")
     return '\n'.join([head, *map(line, found[:rows])])
 
