@@ -62,7 +62,7 @@ def _find_kernel():
                 bits ^= low_bit
                 if i + L > C: break
                 if i + L < C and codes[i + L] < 65536 and codes[i + L - 1] < 65536 and inside[codes[i + L]] and inside[codes[i + L - 1]]: continue
-                h = (sums[i + L] - sums[i] * power[L]) | np.uint64(1)
+                h = max(sums[i + L] - sums[i] * power[L], np.uint64(1))   # 0 means empty
                 at = (h * base) >> np.uint64(20) & T
                 while keys[at] != 0 and keys[at] != h: at = (at + np.uint64(1)) & T
                 if keys[at] == h: took = L                            # the longest wins
@@ -77,7 +77,7 @@ def _find_kernel():
 def _hash(codes: np.ndarray) -> int:
     h, base = 0, int(_B)
     for c in codes.tolist(): h = (h * base + c + 1) % 2**64
-    return h | 1
+    return max(h, 1) # 0 means empty
 
 def _tables(words: Iterable[str]) -> tuple[np.ndarray, np.ndarray]: # (_PAIRS,), (T,)
     "The table of beginnings, and the hashed set of entries"

@@ -205,7 +205,7 @@ def fit(self: Trainer, log: Log | None, stop: StopRequest) -> bool: # was it sto
         means, asked = self.agree(done.pop('parts'), clock, stop)
         self.loss = means['loss']
         for spike in self.spikes.look(self.step, loss=self.loss, grad_norm=done['grad_norm']): self.note(log, note=str(spike), spike=spike.name)
-        if due(s.log_every):
+        if due(s.log_every) or self.step == 1: # the first: so that a person sees that it runs
             speed, seen = self.speed(self.tokens - seen[0], self.busy - seen[1]), (self.tokens, self.busy)
             self.note(log, **means, **done, tokens=self.tokens, **speed, **memory_row(self.device.name), seconds=round(self.elapsed, 2))
         if due(s.eval_every) and (row := self.validate()): self.note(log, **row)
@@ -245,8 +245,9 @@ def greet(self: Trainer) -> None:
     s, peak = self.s, self.measure_peak()
     ranks = f'{self.group.world} processes ({self.worker.layout}), each ' if self.group.world > 1 else ''
     self.say(f'{s.model}: {human(self.cfg.n_params)} parameters; {human(len(self.corpus.train))} tokens, {human(s.batch_tokens)} a step; '
-             f'{ranks}{self.device}; {torch.get_num_threads()} threads')
+             f"{ranks}{self.device}; {(n := torch.get_num_threads())} thread{'s' if n > 1 else ''}")
     self.say(f'{self.worker.path()}; {peak}; MFU by 6N + 12LDs')
+    if (passes := s.steps*s.batch_tokens / len(self.corpus.train)) > 20: self.say(f'note: the run reads its {human(len(self.corpus.train))} tokens up to {passes:,.0f} times; it will learn them by heart')
 
 @patch
 def begin(self: Trainer, run: RunSettings) -> None:

@@ -29,6 +29,9 @@ def plain_hits(words, text):
 def test_hits_are_those_of_a_plain_search(words, text):
     assert [(h.start, h.end) for h in Blocklist(words).hits(text)] == plain_hits(words, text)
 
+def test_words_that_differ_in_one_bit_of_their_last_letter_are_two():
+    for last, other in zip('abcdefghijklmnopqrstuvwxy', 'bcdefghijklmnopqrstuvwxyz'): assert not Blocklist([f'aa{other}']).hits(f'aa{last}') and not Blocklist([f'aa{last}']).hits(f'aa{other}')
+
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text(text): assert all(text[h.start:h.end] == h.word for h in Blocklist(['the', '的是', 'a b']).hits(text))
