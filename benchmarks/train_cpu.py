@@ -1,7 +1,7 @@
 """Pretraining on the CPU: labkit's trainer against transformers' Trainer on the same shapes, the same rows, the same settings.
 
 Both train a Llama of lab-10m's shape from the same weights, with bfloat16 products where the CPU has them in hardware, else in float32
-(`--dtype` says which); ours with `compile = yes` (`--set compile=no` without), theirs as it comes (`--compile-peer`: compiled too). 8192
+(`--dtype` says which); ours with `compile = yes` (`--set compile=no` without), theirs with torch_compile (`--peer-as-it-comes` without). 8192
 tokens a step in pieces of 8 sequences, fused AdamW, one learning rate, clipping. They run in this process, alternating, some steps at a
 time, with the same number of threads. Only whole optimizer steps are timed, by the wall clock; the seconds of CPU are noted beside it,
 because they change less when the machine has other work. Prints the losses of both, the ratio with its spread, and the part of the
@@ -97,7 +97,7 @@ def main() -> None:
     p.add_argument('--rounds', type=int, default=5, help='turns of each, after one that warms up')
     p.add_argument('--each', type=int, default=2, help='optimizer steps a turn')
     p.add_argument('--dtype', default='bfloat16' if torch.cpu._is_avx512_bf16_supported() else 'float32', choices=['float32', 'bfloat16'])
-    p.add_argument('--compile-peer', action='store_true', help="transformers' Trainer with torch_compile = True")
+    p.add_argument('--peer-as-it-comes', action='store_true', help="transformers' Trainer without torch_compile")
     p.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', help='further fields of PretrainSettings')
     p.add_argument('--out', type=Path, default=None)
     a = p.parse_args()
@@ -105,7 +105,7 @@ def main() -> None:
     steps = (a.rounds + 1) * a.each
     with tempfile.TemporaryDirectory() as d:
         ours = Ours(corpus(Path(d)/'corpus', 8192), Path(d)/'ours', a.threads, a.dtype, steps, dict(x.split('=', 1) for x in a.set))
-        theirs = Theirs(ours, Path(d)/'theirs', a.dtype, steps, a.compile_peer)
+        theirs = Theirs(ours, Path(d)/'theirs', a.dtype, steps, not a.peer_as_it_comes)
         both = alternate(ours, theirs, a.rounds, a.each)
         (x, xc), (y, yc) = (r.T.tolist() for r in both)
         torch.set_num_threads(a.threads)
@@ -119,10 +119,10 @@ def main() -> None:
     print(f"{a.dtype}, {a.threads} threads, {platform.processor() or platform.machine()}: labkit {m(x):,.0f} tokens/s ({m(x)*cost/peak:.0%} of the matmul peak of {peak/1e9:.0f} GFLOP/s by 6N + 12LDs), "
           f"transformers' Trainer {m(y):,.0f} ({m(y)*cost/peak:.0%}); ratio {m(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}), in CPU seconds {m(cpu):.2f} ({min(cpu):.2f}–{max(cpu):.2f}); loss on the first rows after {steps} steps: {losses['labkit']:.4f} and {losses['transformers']:.4f}")
     assert abs(losses['labkit'] - losses['transformers']) < .02, losses
-    result = dict(claim=f"pretraining lab-10m's shape on the CPU, {a.dtype}", value=round(m(ratios), 3), compile=ours.trainer.s.compile, peer_compiled=a.compile_peer, unit="x transformers' Trainer (tokens/s)", bar=1.3, holds=m(ratios) >= 1.3,
+    result = dict(claim=f"pretraining lab-10m's shape on the CPU, {a.dtype}", value=round(m(ratios), 3), compile=ours.trainer.s.compile, peer_compiled=not a.peer_as_it_comes, unit="x transformers' Trainer (tokens/s)", bar=1.3, holds=m(ratios) >= 1.3,
                   spread=[round(min(ratios), 3), round(max(ratios), 3)], labkit=[round(v, 1) for v in x], transformers=[round(v, 1) for v in y], cpu_ratios=[round(v, 3) for v in cpu], peak_gflops=round(peak/1e9, 1), losses=losses,
                   threads=a.threads, machine=platform.machine(), cpus=os.cpu_count(), date=datetime.date.today().isoformat(), torch=torch.__version__)
-    out = a.out or Path(__file__).parent/'results'/f"train_cpu_{a.dtype}{'_both_compiled' if a.compile_peer else ''}.json"
+    out = a.out or Path(__file__).parent/'results'/f"train_cpu_{a.dtype}{'_peer_as_it_comes' if a.peer_as_it_comes else ''}.json"
     with replacing(out) as f: f.write(json.dumps(result, indent=1))
     print(json.dumps(result))
 
