@@ -41,6 +41,17 @@ def test_what_is_done_stays_done_and_what_changed_runs_again(chain, tmp_path, mo
     work.ran.clear(); run_chain(chain, say=quiet, work=work)
     assert first[-1] == 'pretrain' and work.ran == ['corpus', 'pretrain'], 'a change upstream runs everything behind it'
 
+def test_a_stage_goes_on_only_from_what_was_begun_with_its_own_settings(chain, tmp_path, monkeypatch):
+    seen, work = [], Stages()
+    def interrupted(job): seen.append(job.goes_on); raise KeyboardInterrupt
+    def start():
+        with pytest.raises(KeyboardInterrupt): run_chain(chain, say=quiet, work=work | dict(pretrain=interrupted))
+    start(); start()
+    (tmp_path/'my.ini').write_text('[pretrain]\nbatch_tokens = 512\n')
+    monkeypatch.setenv('LABKIT_SETTINGS', str(tmp_path/'my.ini'))
+    start(); start()
+    assert seen == [False, True, False, True]
+
 def test_an_interrupted_stage_leaves_no_record(chain):
     work = Stages()
     def stop(job): raise KeyboardInterrupt

@@ -59,6 +59,7 @@ class Job:
     run: RunSettings       # device, dtype, threads, seed
     results: dict[str, dict] = field(default_factory=dict) # of the stages before, by name
     say: Callable[[str], None] = print # how to tell the person
+    goes_on: bool = False  # was what lies in its folder begun with the same fingerprint?
     @property
     def folder(self) -> Path:
         "Where this stage writes"
@@ -109,6 +110,9 @@ def run_stage(
     "Run a stage and leave its record; an unfinished one leaves none"
     t = time.perf_counter()
     (job.folder/'done.json').unlink(missing_ok=True)
+    begun = job.folder/'begun'
+    job.goes_on = begun.is_file() and begun.read_text() == mark
+    with replacing(begun) as f: f.write(mark)
     result = work(job)
     record = dict(stage=job.name, fingerprint=mark, seconds=round(time.perf_counter() - t, 1), result=result)
     with replacing(job.folder/'done.json') as f: json.dump(record, f, ensure_ascii=False, indent=1, default=str)

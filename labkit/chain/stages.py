@@ -47,7 +47,8 @@ def pretrain(job: Job) -> dict:
     from labkit.pretrain.trainer import train
     from labkit.pretrain.worker import PretrainSettings
     set_style()
-    r = train(job.settings('pretrain', PretrainSettings, data=Path(job.results['corpus']['folder']), out=job.folder), job.run, say=job.say)
+    s = job.settings('pretrain', PretrainSettings, data=Path(job.results['corpus']['folder']), out=job.folder)
+    r = train(replace(s, resume=job.goes_on), job.run, say=job.say) # a model of other settings is no beginning for this one
     keep_figure(job, 'loss', loss_figure(r.log))
     written = Engine.open(r.final, run=job.run).generate(PROMPTS, Sampling(max_tokens=40, temperature=.7, top_p=.9, seed=job.run.seed))
     return asdict(r) | dict(written=[[p, c.text] for p, c in zip(PROMPTS, written)])
@@ -64,7 +65,7 @@ def finetune(job: Job) -> dict:
     "Fit a LoRA adapter to the shipped chats, the agent's among them (or to those that the settings name)"
     from labkit.finetune.sft import FinetuneSettings, finetune, loss_figure
     set_style()
-    s = job.settings('finetune', FinetuneSettings, out=job.folder)
+    s = replace(job.settings('finetune', FinetuneSettings, out=job.folder), resume=job.goes_on)
     if s.data is None: s = replace(s, data=all_chats(job), heldout=samples('instructions_heldout.jsonl'))
     r = finetune(s, job.run)
     held = [(0, r.heldout_before), (r.steps, r.heldout_after)] if r.heldout_before is not None else []
