@@ -119,7 +119,7 @@ class PagedCache:
         dtype=torch.float32,  # of keys and values; torch.uint8 keeps them as int8 with scale and minimum
         device='cpu',         # where they are
     ):
-        shape = (cfg.n_layers, n_blocks, block_size, cfg.n_kv_heads, cfg.head_dim)
+        shape = (cfg.n_layers, n_blocks, cfg.n_kv_heads, block_size, cfg.head_dim)
         self.k, self.v = torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
         self.quantized, self.cfg, self.block_size, self.pool = dtype == torch.uint8, cfg, block_size, BlockPool(n_blocks)
         if self.quantized: self.k_meta, self.v_meta = (torch.zeros(*shape[:-1], 2, dtype=torch.float16, device=device) for _ in 'kv')
@@ -172,20 +172,25 @@ def slots(self: PagedCache, table: Sequence[int], start: int, stop: int) -> torc
     return (blocks[pos // self.block_size] * self.block_size + pos % self.block_size).to(self.k.device)
 
 @patch
+def _at(self: PagedCache, slots): return slots // self.block_size, slice(None), slots % self.block_size # block, every head, offset
+
+@patch
 def write(self: PagedCache, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     "Keep k and v (N, K, d) of N tokens in their slots"
+    at = self._at(slots)
     for x, store, meta in ((k, self.k, 'k_meta'), (v, self.v, 'v_meta')):
         if self.quantized:
             x, m = quantize_kv(x)
-            getattr(self, meta)[layer].flatten(0, 1)[slots] = m
-        store[layer].flatten(0, 1)[slots] = x.to(store.dtype)
+            getattr(self, meta)[layer][at] = m
+        store[layer][at] = x.to(store.dtype)
 
 @patch
 def read(self: PagedCache, layer: int, slots: torch.Tensor, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
     "k and v (…, K, d) of the tokens in `slots` (…)"
-    k, v = self.k[layer].flatten(0, 1)[slots], self.v[layer].flatten(0, 1)[slots]
+    at = self._at(slots)
+    k, v = self.k[layer][at], self.v[layer][at]
     if not self.quantized: return k.to(dtype), v.to(dtype)
-    return tuple(dequantize_kv(x, m[layer].flatten(0, 1)[slots], dtype) for x, m in ((k, self.k_meta), (v, self.v_meta)))
+    return tuple(dequantize_kv(x, m[layer][at], dtype) for x, m in ((k, self.k_meta), (v, self.v_meta)))
 
 # %% ../../nbs/5_inference/01_cache.ipynb #d622238c
 @dataclass(frozen=True)
