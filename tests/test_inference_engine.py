@@ -84,10 +84,12 @@ def test_kv_quantization_is_off_by_less_than_a_step(spread, shift):
     rounding = x.abs().amax() * 2**-10                       # scale and minimum are float16
     assert ((dequantize_kv(*quantize_kv(x)) - x).abs() <= step + rounding).all()
 
-def test_a_fork_shares_full_blocks_and_is_independent():
+def test_a_fork_shares_blocks_until_somebody_writes():
     c = PagedCache(MODEL.cfg, 8, 4)
     a = []; c.grow(a, 6)
     b = c.fork(a, 6)
+    assert a == b and c.missing(b, 7, start=6) == 1
+    c.grow(b, 7, start=6)
     assert a[0] == b[0] and a[1] != b[1] and c.pool.uses[a[0]] == 2
     c.free(a); assert c.pool.uses[b[0]] == 1
     c.free(b); assert c.pool.n_free == 8

@@ -124,7 +124,7 @@ class Engine:
 def _set_up(self: Engine):
     "Cache, scheduler and runner for the model as it is now"
     s, p = self.settings, next(self.model.parameters())
-    self.cache = PagedCache(self.model.cfg, -(-s.cache_tokens // s.block_size), s.block_size, torch.uint8 if s.kv == 'int8' else p.dtype, p.device)
+    self.cache = PagedCache(self.model.cfg, -(-s.cache_tokens // s.block_size), s.block_size, p.dtype, p.device, 'int8' if s.kv == 'int8' else 'model')
     self.capacity = min(self.max_context, self.cache.n_blocks * s.block_size)
     self.scheduler = Scheduler(self.cache, s.max_batch, s.step_tokens)
     self.runner = self._make_runner()
