@@ -70,7 +70,7 @@ class BlockPool:
     "Which blocks are free, and how many tables use each of the others"
     def __init__(self,
         n: int, # number of blocks
-    ): self.uses, self.kept, self._free, self.n_idle = [0] * n, [False] * n, deque(range(n)), 0
+    ): self.uses, self.kept, self._free, self.n_idle = [0] * n, [0] * n, deque(range(n)), 0
     @property
     def n_free(self) -> int: return len(self._free)
     def take(self) -> int:
@@ -81,25 +81,25 @@ class BlockPool:
     def share(self, b: int) -> int:
         "One more table uses block `b`"
         assert self.uses[b] > 0, f'block {b} is free'
-        self.n_idle -= self.kept[b] and self.uses[b] == 1
-        self.uses[b] += 1
+        self._count(b, 1, 0)
         return b
     def release(self, b: int) -> None:
         "One table fewer uses block `b`; with the last it becomes free"
-        assert self.uses[b] > 0, f'block {b} was released twice'
-        self.uses[b] -= 1
-        if not self.uses[b]: self._free.append(b)
-        self.n_idle += self.kept[b] and self.uses[b] == 1
+        assert self.uses[b] > self.kept[b], f'block {b} was released twice'
+        self._count(b, -1, 0)
     def keep(self, b: int) -> None:
-        "Remember block `b` beyond the tables that use it; once they are gone it is idle: in use, but to be had"
-        assert not self.kept[b], f'block {b} is kept already'
-        self.share(b); self.kept[b] = True
+        "Remember block `b` beyond the tables that use it; without them it is idle: not free, but to be had with `drop`"
+        assert self.uses[b] > 0, f'block {b} is free'
+        self._count(b, 1, 1)
     def drop(self, b: int) -> None:
         "Undo `keep`"
-        assert self.kept[b], f'block {b} is not kept'
-        self.n_idle -= self.uses[b] == 1
-        self.kept[b] = False
-        self.release(b)
+        assert self.kept[b] > 0, f'block {b} is not kept'
+        self._count(b, -1, -1)
+    def _count(self, b, uses, kept):
+        idle = self.uses[b] == self.kept[b] > 0
+        self.uses[b] += uses; self.kept[b] += kept
+        self.n_idle += (self.uses[b] == self.kept[b] > 0) - idle
+        if not self.uses[b]: self._free.append(b)
 
 # %% ../../nbs/5_inference/01_cache.ipynb #0f981b3c
 def quantize_kv(
@@ -167,21 +167,21 @@ def missing(self: PagedCache,
     start: int | None = None, # first of them that will be written (default: those that are new to the table)
 ) -> int:
     "Blocks to be taken before tokens `start` … `length` can be written: new ones, and copies of those that others use too"
-    first = len(table) if start is None else start // self.block_size
-    return max(0, -(-length // self.block_size) - len(table)) + sum(self.pool.uses[b] > 1 for b in table[first:])
+    stop, first = -(-length // self.block_size), len(table) if start is None else start // self.block_size
+    return max(0, stop - len(table)) + sum(self.pool.uses[b] > 1 for b in table[first:stop])
 
 @patch
 def grow(self: PagedCache, table: list[int], length: int, start: int | None = None) -> None:
     "Make `table` fit to write tokens `start` … `length`; takes all blocks or none, raises `OutOfBlocks`"
     n = self.missing(table, length, start)
     if n > self.pool.n_free: raise OutOfBlocks(f'{n} blocks are needed, {self.pool.n_free} are free')
-    if start is not None: self.writable(table, start)
+    if start is not None: self.writable(table, start, length)
     table.extend(self.pool.take() for _ in range(self.missing(table, length)))
 
 @patch
-def writable(self: PagedCache, table: list[int], start: int) -> None:
-    "Copy on write: from token `start` on, `table` gets blocks of its own instead of those that others use too"
-    for i in range(start // self.block_size, len(table)):
+def writable(self: PagedCache, table: list[int], start: int, stop: int) -> None:
+    "Copy on write: for tokens `start` … `stop`, `table` gets blocks of its own instead of those that others use too"
+    for i in range(start // self.block_size, min(-(-stop // self.block_size), len(table))):
         if self.pool.uses[old := table[i]] == 1: continue
         table[i] = self.pool.take()
         for t in self.stores: t[:, table[i]] = t[:, old]
