@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/exercises.html.md"""
 
 # %% auto #0
 __all__ = ['blocks_needed', 'write_block', 'bits_per_weight', 'symmetric', 'typical_p', 'shortest_first', 'gather_delta',
-           'speedup']
+           'speedup', 'my_heads', 'pipeline_use']
 
 # %% ../../nbs/5_inference/90_exercises.ipynb #9d5b41ee
 import math
@@ -98,4 +98,22 @@ def speedup(f):
     assert abs(f(100, 2, 1) - 100/102) < 1e-9, 'a single adapter is better merged: 100 bytes against 102'
     assert abs(f(100, 2, 10) - 1000/120) < 1e-9, 'ten models of 100 bytes against one and ten adapters of 2'
     assert f(100, 2, 1000) < 50, 'with very many adapters their own bytes are the limit: 100/2'
+
+
+# %% ../../nbs/5_inference/90_exercises.ipynb #08343799
+@exercise
+def my_heads(f):
+    "Query heads of a rank"
+    assert list(f(8, 4, 0, 2)) == [0, 1, 2, 3], 'of 8 heads rank 0 of 2 has the first 4'
+    assert list(f(8, 4, 1, 2)) == [4, 5, 6, 7], 'of 8 heads rank 1 of 2 has the last 4'
+    assert [h for r in range(3) for h in f(9, 3, r, 3)] == list(range(9)), 'all ranks together have every head once'
+    assert list(f(32, 8, 3, 8)) == [12, 13, 14, 15], 'with one key/value head each, a rank has the query heads that use it'
+
+@exercise
+def pipeline_use(f):
+    "How busy the stages of a pipeline are"
+    assert abs(f(1, 5) - 1) < 1e-9, 'a single stage never waits'
+    assert abs(f(2, 1) - .5) < 1e-9, 'with one micro-batch two stages take turns'
+    assert abs(f(2, 4) - .8) < 1e-9, 'four micro-batches in two stages need five time slots'
+    assert abs(f(4, 12) - .8) < 1e-9, 'twelve in four stages need fifteen'
 

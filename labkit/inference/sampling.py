@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/sampling.html.md"""
 
 # %% auto #0
 __all__ = ['BadSampling', 'check_sampling', 'adjust', 'top_k_only', 'top_p_only', 'min_p_only', 'distribution', 'draw', 'Choice',
-           'NotFinite', 'generator_for', 'choose']
+           'NotFinite', 'generator_for', 'is_plain', 'choose']
 
 # %% ../../nbs/5_inference/05_sampling.ipynb #e4151545
 from collections.abc import Sequence
@@ -26,23 +26,30 @@ def check_sampling(
     "Raise `BadSampling` for a parameter outside its range, with the range"
     rules = [(p.max_tokens >= 1, 'max_tokens', 'a whole number ≥ 1'), (p.temperature >= 0, 'temperature', '≥ 0 (0: greedy)'), (0 < p.top_p <= 1, 'top_p', 'in (0, 1]'),
              (p.top_k >= 0, 'top_k', '≥ 0 (0: all)'), (0 <= p.min_p <= 1, 'min_p', 'in [0, 1]'), (p.logprobs is None or 0 <= p.logprobs <= vocab_size, 'logprobs', f'0 to {vocab_size}'),
+             (p.repetition_penalty > 0, 'repetition_penalty', '> 0 (1: none)'), (0 <= p.min_tokens <= p.max_tokens, 'min_tokens', f'0 to max_tokens, {p.max_tokens}'),
+             (sum(c is not None for c in (p.json_schema, p.regex, p.grammar)) <= 1, 'json_schema', 'only one of json_schema, regex and grammar'),
              (all(0 <= t < vocab_size for t, _ in p.logit_bias), 'logit_bias', f'token ids below {vocab_size}'), (all(p.stop), 'stop', 'texts of at least one character')]
     for ok, name, allowed in rules:
         if not ok: raise BadSampling(f'{name} = {getattr(p, name)!r} is not allowed; expected {allowed}')
 
 # %% ../../nbs/5_inference/05_sampling.ipynb #a41eb4df
 def adjust(
-    logits: torch.Tensor,     # (V,) the model's scores
-    p: Sampling,              # penalties and bias
-    written: Sequence[int],   # tokens generated so far
-) -> torch.Tensor:            # (V,) a copy, adjusted
-    "Subtract presence and frequency penalties (OpenAI's definition: of generated tokens) and add `logit_bias`"
+    logits: torch.Tensor,        # (V,) the model's scores
+    p: Sampling,                 # penalties and bias
+    written: Sequence[int],      # tokens generated so far
+    prompt: Sequence[int] = (),  # for the repetition penalty
+    ends: Sequence[int] = (),    # tokens that end the text, for `min_tokens`
+    allowed: torch.Tensor | None = None, # (V,) bool: tokens that a constraint allows
+) -> torch.Tensor:               # (V,) a copy, adjusted
+    "Penalties, bias, and −∞ for what may not come"
     x = logits.float().clone()
+    if p.repetition_penalty != 1 and (seen := list({*prompt, *written})): x[seen] = torch.where(x[seen] > 0, x[seen] / p.repetition_penalty, x[seen] * p.repetition_penalty)
     if written and (p.presence_penalty or p.frequency_penalty):
         n = torch.bincount(torch.tensor(written), minlength=len(x)).to(x)
         x -= p.presence_penalty * (n > 0) + p.frequency_penalty * n
     for token, bias in p.logit_bias: x[token] += bias
-    return x
+    if len(written) < p.min_tokens: x[list(ends)] = -torch.inf
+    return x if allowed is None else x.masked_fill(~allowed, -torch.inf)
 
 # %% ../../nbs/5_inference/05_sampling.ipynb #02ae8ca2
 def top_k_only(probs: torch.Tensor, k: int) -> torch.Tensor:
@@ -101,18 +108,27 @@ def _with_logprobs(token: int, logits: torch.Tensor, n: int | None) -> Choice:
     top = lp.topk(n) if n else None
     return Choice(token, float(lp[token]), dict(zip(top.indices.tolist(), top.values.tolist())) if n else {})
 
+def is_plain(
+    p: Sampling, # a request's parameters
+    written: int = 0, # tokens that it has generated
+) -> bool:
+    "Do the model's scores go into the choice as they are?"
+    return not (p.logit_bias or p.presence_penalty or p.frequency_penalty or written < p.min_tokens) and p.repetition_penalty == 1
+
 def choose(
     logits: torch.Tensor,        # (V,) scores of the next token
     p: Sampling,                 # the request's parameters
     written: Sequence[int],      # tokens generated so far
     generator: torch.Generator,  # the request's own
     greedy: int | None = None,   # argmax of `logits` if the caller has it already
+    prompt: Sequence[int] = (),  # for the repetition penalty
+    ends: Sequence[int] = (),    # tokens that end the text, for `min_tokens`
+    allowed: torch.Tensor | None = None, # (V,) bool: tokens that a constraint allows
 ) -> Choice:
     "Choose the next token of one request; raises `NotFinite`"
-    plain = not (p.logit_bias or p.presence_penalty or p.frequency_penalty)
-    if p.temperature == 0 and plain: token = int(logits.argmax()) if greedy is None else greedy
+    if p.temperature == 0 and allowed is None and is_plain(p, len(written)): token = int(logits.argmax()) if greedy is None else greedy
     else:
-        x = adjust(logits, p, written)
+        x = adjust(logits, p, written, prompt, ends, allowed)
         token = int(x.argmax()) if p.temperature == 0 else draw(distribution(x, p), generator)
     if not torch.isfinite(logits[token]): raise NotFinite('the model returned NaN or infinite scores')
     return _with_logprobs(token, logits, p.logprobs)

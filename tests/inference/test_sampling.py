@@ -1,0 +1,47 @@
+"Choosing tokens: penalties and limits of one request, and the kernel for a batch"
+import os, pytest, subprocess, sys, torch
+from pathlib import Path
+from labkit.core.lm import Sampling
+from labkit.inference.sampling import BadSampling, adjust, check_sampling, choose, generator_for
+
+NAMES = ('same_tokens', 'no_options', 'alone_or_together', 'counts_on', 'right_distribution', 'known_numbers')
+
+def run(device, **env):
+    p = subprocess.run([sys.executable, str(Path(__file__).with_name('sampling_checks.py')), device], capture_output=True, text=True, env={**os.environ, **env}, timeout=600)
+    return p.stdout + p.stderr
+
+@pytest.fixture(scope='module')
+def interpreted(): return run('cpu', TRITON_INTERPRET='1', CUDA_VISIBLE_DEVICES='')
+@pytest.fixture(scope='module')
+def compiled(): return run('cuda', TRITON_INTERPRET='0')
+
+@pytest.mark.parametrize('name', NAMES)
+def test_kernel_interpreted(interpreted, name): assert f'{name} holds' in interpreted.splitlines(), interpreted[-3000:]
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('name', NAMES)
+def test_kernel_compiled(compiled, name): assert f'{name} holds' in compiled.splitlines(), compiled[-3000:]
+
+def test_repetition_penalty_is_transformers():
+    transformers = pytest.importorskip('transformers')
+    g = torch.Generator().manual_seed(0)
+    x, prompt, written = torch.randn(50, generator=g), [3, 3, 7, 9], [9, 11]
+    want = transformers.RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + written]), x[None].clone())[0]
+    assert torch.equal(adjust(x, Sampling(repetition_penalty=1.7), written, prompt), want)
+
+def test_min_tokens_keeps_the_end_away():
+    x, p, g = torch.tensor([0., 9., 1.]), Sampling(min_tokens=2), generator_for(Sampling(), 0)
+    assert [choose(x, p, [5]*n, g, ends=(1,)).token for n in range(4)] == [2, 2, 1, 1]
+    drawn = {choose(x, Sampling(min_tokens=1, temperature=1.), [], g, ends=(1,)).token for _ in range(50)}
+    assert drawn == {0, 2}
+
+def test_a_constraint_leaves_out():
+    x, ok, g = torch.tensor([5., 4., 3.]), torch.tensor([False, False, True]), generator_for(Sampling(), 0)
+    assert choose(x, Sampling(), [], g, greedy=0, allowed=ok).token == 2
+    assert {choose(x, Sampling(temperature=9.), [], g, allowed=ok).token for _ in range(20)} == {2}
+
+@pytest.mark.parametrize('p, name', [(Sampling(repetition_penalty=0.), 'repetition_penalty'), (Sampling(min_tokens=-1), 'min_tokens'), (Sampling(max_tokens=3, min_tokens=4), 'min_tokens'), (Sampling(top_k=-1), 'top_k'),
+                                     (Sampling(json_schema='{}', regex='a'), 'json_schema')])
+def test_what_cannot_be_asked(p, name):
+    with pytest.raises(BadSampling, match=name): check_sampling(p, 100)
