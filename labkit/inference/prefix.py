@@ -115,7 +115,7 @@ def insert(self: PrefixCache,
     self._touch(path)
     return len(keys) - n
 
-# %% ../../nbs/5_inference/06_prefix.ipynb #1a762e48
+# %% ../../nbs/5_inference/06_prefix.ipynb #8443b993
 @patch
 def evict(self: PrefixCache,
     n_blocks: int, # blocks that are wanted
@@ -132,7 +132,6 @@ def _evict_unpinned(self: PrefixCache, n_blocks: int) -> int:
     freed, gone = 0, []
     for node in self.lru:
         if freed >= n_blocks: break
-        if node.children: continue                       # somebody uses what is below it
         while node.blocks and freed < n_blocks and self.pool.uses[node.blocks[-1]] == 1:
             self.pool.drop(node.blocks.pop()); freed += 1
             first = node.keys[0]; node.keys.pop()

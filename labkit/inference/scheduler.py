@@ -19,7 +19,7 @@ from ..core.settings import UserError
 from .cache import PagedCache
 from .prefix import PrefixCache
 
-# %% ../../nbs/5_inference/07_scheduler.ipynb #a4729e2d
+# %% ../../nbs/5_inference/07_scheduler.ipynb #401fb3df
 @dataclass(eq=False)
 class Request:
     "One prompt on its way through the engine"
@@ -42,6 +42,7 @@ class Request:
     in_flight: int = 0                   # tokens on their way: chosen by a step whose result has not been read
     order: tuple[int, int] = (0, 0)      # place in the queue: virtual time of arrival, number
     saved: list | None = None            # its blocks in the host's memory, while it is swapped out
+    seed: int = 0                        # of its random numbers
     @property
     def known(self) -> int: return len(self.prompt) + len(self.tokens)
     @property
@@ -195,7 +196,7 @@ def forget(self: Scheduler) -> None:
     for r in self.waiting: self._unsave(r); r.computed = 0
     if self.prefix: self.prefix.clear()
 
-# %% ../../nbs/5_inference/07_scheduler.ipynb #de673e45
+# %% ../../nbs/5_inference/07_scheduler.ipynb #41a0c13d
 @patch
 def _make_room(self: Scheduler, r: Request, length: int) -> bool:
     "Make `r`'s table fit for `length` tokens: from free blocks, from idle ones, from requests behind; False if `r` itself is the last"
@@ -209,11 +210,10 @@ def _make_room(self: Scheduler, r: Request, length: int) -> bool:
 
 @patch
 def _guess(self: Scheduler, r: Request, propose: Callable, room: int) -> tuple[int, ...]:
-    "Guesses for after `r`'s last token; nobody is preempted for them"
-    k = min(room, r.limit - len(r.tokens) - 1)
-    guess = tuple(propose(r, k))[:k] if k > 0 and not r.in_flight else ()
-    pool = self.cache.pool
-    return guess if self.cache.missing(r.table, r.length + len(guess), r.computed) <= pool.n_free + pool.n_idle else ()
+    "Guesses for after `r`'s last token, as far as blocks go: nobody is preempted for them"
+    spare = max(0, self.cache.pool.n_free + self.cache.pool.n_idle - len(self.running))
+    k = min(room, r.limit - len(r.tokens) - 1, (len(r.table) + spare) * self.cache.block_size - r.length)
+    return tuple(propose(r, k))[:k] if k > 0 and not r.in_flight else ()
 
 # %% ../../nbs/5_inference/07_scheduler.ipynb #9d8495e2
 @patch
