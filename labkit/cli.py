@@ -19,7 +19,7 @@ COMMANDS = {
     'plan':     ('pretrain.plan',      'which layout for a model on some GPUs: memory, speed'),
     'export':   ('pretrain.checkpoint', 'make a model folder of a checkpoint of pretraining'),
     'finetune': ('finetune.sft',       'fit LoRA adapters to chats'),
-    'quantize': ('inference.quantize', 'write a model with 4-bit weights'),
+    'quantize': ('inference.formats', 'write a model with smaller weights'),
     'chat':     ('serve.console',      'talk to a model in the terminal'),
     'serve':    ('serve.http',         'an OpenAI-compatible server with a chat page'),
     'bench':    ('serve.bench',        'load a server with requests and measure it'),

@@ -4,7 +4,7 @@ from hypothesis import given, settings as hyp, strategies as st
 from labkit.core.lm import Sampling
 from labkit.core.settings import UserError
 from labkit.corpus.tokens import train_tokenizer
-from labkit.inference.quantize import W4Linear, dequantize_groups, group_size, load_quantized, main, pack, perplexity, quantize_groups, quantize_model, save_quantized, unpack
+from labkit.inference.quantize import W4Linear, dequantize_groups, group_size, load_quantized, pack, perplexity, quantize_groups, quantize_model, save_quantized, unpack
 from labkit.inference.sampling import BadSampling, NotFinite, adjust, check_sampling, choose, distribution, generator_for
 from labkit.inference.stream import Detokenizer, StopText
 from labkit.model.config import ModelConfig
@@ -127,7 +127,7 @@ def test_both_backends_agree_on_four_bits():
     from labkit.inference.engine import Engine, EngineSettings
     q, P = quantize_model(tiny()), Sampling(max_tokens=8, ignore_eos=True, logprobs=0)
     fast, plain = (Engine(q, TOKENIZER, EngineSettings(backend=b, cache_tokens=256), packed=packed_w4(q)).generate(['hello'], P)[0] for b in ('numba', 'torch'))
-    assert fast.logprobs == pytest.approx(plain.logprobs, abs=1e-3)
+    assert fast.logprobs == pytest.approx(plain.logprobs, abs=.05) # the compiled step rounds activations to 8 bits
 
 def test_perplexity_of_a_model_that_knows_nothing():
     class Flat(torch.nn.Module):
@@ -135,23 +135,6 @@ def test_perplexity_of_a_model_that_knows_nothing():
         def forward(self, x, attention=None): return torch.zeros(*x.shape, 300)
     assert perplexity(Flat(), TOKENIZER, 'hello world ' * 20) == pytest.approx(300, rel=1e-4)
     with pytest.raises(UserError, match='two tokens'): perplexity(Flat(), TOKENIZER, '')
-
-def test_quantize_names_what_is_wrong(tmp_path):
-    with pytest.raises(UserError, match='neither a folder'): main([str(tmp_path/'nothing'), '--out', str(tmp_path/'q')])
-    assert not (tmp_path/'q').exists()
-
-def test_the_quantize_command_and_the_engine_on_its_result(tmp_path, capsys):
-    from labkit.core.settings import RunSettings
-    from labkit.inference.engine import Engine
-    from labkit.model.checkpoint import save_model
-    save_model(tiny(), tmp_path/'m', TOKENIZER)
-    text = tmp_path/'t.txt'; text.write_text('hello 你好 ' * 20)
-    assert main([str(tmp_path/'m'), '--out', str(tmp_path/'q'), '--text', str(text)]) == 0
-    said = capsys.readouterr().out
-    assert 'perplexity before' in said and 'perplexity after' in said and '→' in said
-    e = Engine.open(tmp_path/'q', run=RunSettings(device='cpu', threads=1))
-    assert 'w4' in e.stats()['weights'] and e.stats()['backend'] == 'numba'
-    assert len(e.generate(['hello'], Sampling(max_tokens=5, ignore_eos=True))[0].tokens) == 5
 
 def test_opening_what_is_not_there():
     from labkit.inference.engine import Engine
