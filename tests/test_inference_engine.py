@@ -39,7 +39,7 @@ WANT = [naive(MODEL, p) for p in PROMPTS]
 def test_batch_chunks_blocks_and_preemption_change_no_token(changes):
     e = engine(**changes)
     assert [c.tokens for c in e.generate(PROMPTS, GREEDY)] == WANT
-    assert e.cache.pool.n_free == e.cache.n_blocks
+    assert e.stats()['cache_blocks_used'] == 0
     if changes.get('cache_tokens') == 52: assert e.stats()['preemptions'] > 0
 
 @pytest.mark.parametrize('changes', [dict(qk_norm=True, family='qwen3'), dict(qkv_bias=True, family='qwen2'), dict(sliding_window=5, family='mistral'), dict(n_kv_heads=4), dict(tie_embeddings=True)])
@@ -110,11 +110,10 @@ def test_random_schedules_leak_no_block_and_change_no_token(data):
         elif what == 'abort' and alive: aborted.add(i := data.draw(st.sampled_from(sorted(alive)))); e.abort(i)
         else:
             for o in e.step(): got[o.id] += o.tokens
-        used = sum(len(r.table) for r in e.scheduler.running)
-        assert used == e.cache.n_blocks - e.cache.pool.n_free
+        assert len({b for r in e.scheduler.running for b in r.table}) == e.stats()['cache_blocks_used']
     while e.has_work:
         for o in e.step(): got[o.id] += o.tokens
-    assert e.cache.pool.n_free == e.cache.n_blocks and not e._jobs
+    assert e.stats()['cache_blocks_used'] == 0 and not e._jobs
     for i, k in alive.items(): assert got[i] == WANT[k] if i not in aborted else got[i] == WANT[k][:len(got[i])]
 
 def test_abort_ends_waiting_and_running_requests():
@@ -127,7 +126,7 @@ def test_abort_ends_waiting_and_running_requests():
 def test_leaving_a_stream_frees_its_blocks():
     e = engine()
     for delta in e.stream('hello', GREEDY): break
-    assert e.cache.pool.n_free == e.cache.n_blocks and e.stats()['aborted'] == 1
+    assert e.stats()['cache_blocks_used'] == 0 and e.stats()['aborted'] == 1
 
 def test_stream_and_generate_agree():
     e = engine()
@@ -170,7 +169,7 @@ def test_nan_scores_end_the_request_with_an_error_and_not_the_engine():
     with pytest.raises(RequestFailed, match='NaN'): e.generate(['hello'], GREEDY)
     e.load_weights(good)
     assert e.generate(['hello world'], GREEDY)[0].tokens == naive(model, 'hello world')
-    assert e.cache.pool.n_free == e.cache.n_blocks
+    assert e.stats()['cache_blocks_used'] == 0
 
 def test_new_weights_take_effect_and_wrong_ones_are_refused():
     model, other = tiny(0), tiny(5)

@@ -1,5 +1,5 @@
 "The real engine behind the server, and the commands as processes: ports, signals, terminals."
-import os, pty, select, signal, socket, subprocess, sys, time
+import codecs, os, pty, select, signal, socket, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import httpx, openai, pytest, torch
@@ -192,12 +192,12 @@ class Terminal:
     def __init__(self, *args):
         self.pid, self.fd = pty.fork()
         if self.pid == 0: os.execve(LABKIT, [str(LABKIT), *map(str, args)], ENV)
-        self.seen = ''
+        self.seen, self.decoder = '', codecs.getincrementaldecoder('utf-8')('replace') # a read may end inside a character
     def until(self, text, seconds=60):
         end = time.time() + seconds
         while text not in self.seen:
             assert time.time() < end, self.seen
-            if select.select([self.fd], [], [], .2)[0]: self.seen += os.read(self.fd, 4096).decode(errors='replace')
+            if select.select([self.fd], [], [], .2)[0]: self.seen += self.decoder.decode(os.read(self.fd, 4096))
     def interrupt(self):
         "Ctrl-C; a terminal then drops output that is on its way, the prompt perhaps, so ask for another one"
         self.type('\x03')
