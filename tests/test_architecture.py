@@ -33,11 +33,13 @@ def test_import_is_light():
     code = "import sys, labkit; print([m for m in ('torch', 'numpy', 'matplotlib', 'transformers', 'fastapi', 'numba') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
+def _is_kernel(n) -> bool: return any(ast.unparse(d).startswith('triton.jit') for d in n.decorator_list)
+
 def test_no_function_is_long():
     "No function over 50 lines outside kernels"
     long = []
     for p in FILES:
         if 'kernels' in p.name: continue
         for n in ast.walk(ast.parse(p.read_text())):
-            if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.end_lineno - n.lineno + 1 > 50: long.append(f'{p.name}:{n.lineno} {n.name}')
+            if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and not _is_kernel(n) and n.end_lineno - n.lineno + 1 > 50: long.append(f'{p.name}:{n.lineno} {n.name}')
     assert not long
