@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from ..core.settings import UserError
 
-# %% ../../nbs/5_inference/15_grammar.ipynb #0728153e
+# %% ../../nbs/5_inference/15_grammar.ipynb #5d1d4da4
 class BadGrammar(UserError, ValueError):
     "A schema, regular expression or grammar that can't be used"
 
@@ -24,7 +24,7 @@ class Constraint:
         matcher, # `llguidance.LLMatcher`, its own copy
         n: int,  # tokens that the tokenizer has
         ends: Sequence[int], # tokens that end a text
-    ): self.matcher, self.ends, self._words = matcher, ends, torch.zeros(-(-n//32), dtype=torch.int32)
+    ): self.matcher, self.ends, self.ended, self._words = matcher, ends, False, torch.zeros(-(-n//32), dtype=torch.int32)
     def words(self) -> torch.Tensor: # (⌈n/32⌉,) int32, the same memory each time
         "The tokens that may come next, a bit for each: `RowParams.allowed` has the same layout"
         self.matcher.unsafe_compute_mask_ptr(self._words.data_ptr(), self._words.nbytes)
@@ -41,12 +41,14 @@ class Constraint:
         token: int,
     ) -> bool: # False: it may not come; nothing has changed then
         "Go on by one token"
-        if token in self.ends: return self.complete and self.matcher.consume_token(token)
-        return self.matcher.try_consume_tokens([token]) == 1
+        if token not in self.ends: return not self.ended and self.matcher.try_consume_tokens([token]) == 1
+        self.ended, fine = self.ended or self.complete, self.complete and not self.ended
+        return fine
     def rollback(self,
         n: int, # tokens
     ) -> None:
         "Take the last tokens back"
+        n, self.ended = n - (self.ended and n > 0), self.ended and n == 0
         if n: self.matcher.rollback(n)
     @property
     def complete(self) -> bool:
@@ -55,7 +57,7 @@ class Constraint:
     @property
     def done(self) -> bool:
         "Must the text end here?"
-        return self.matcher.is_stopped()
+        return self.ended or self.matcher.is_stopped()
 
 # %% ../../nbs/5_inference/15_grammar.ipynb #3affe654
 @lru_cache(4)
