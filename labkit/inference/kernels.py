@@ -9,7 +9,8 @@ __all__ = ['INTERPRETED', 'TOPS', 'after_previous', 'launch_options', 'add_norm_
            'add_norm', 'silu_mul', 'quantize_kernel', 'quantize_rows', 'rope_write_kernel', 'write_row', 'kv_kind',
            'rope_write', 'greedy_kernel', 'greedy']
 
-# %% ../../nbs/5_inference/09_kernels.ipynb #12efb2f8
+# %% ../../nbs/5_inference/09_kernels.ipynb #e9fcbcd2
+from functools import cache
 import torch, triton
 import triton.language as tl
 from torch import Tensor
@@ -25,10 +26,14 @@ def after_previous(PDL: tl.constexpr):
         gdc_launch_dependents()
         gdc_wait()
 
+@cache
+def _dependent(device: torch.device) -> dict:
+    pdl = device.type == 'cuda' and torch.cuda.get_device_capability(device)[0] >= 9
+    return dict(PDL=True, launch_pdl=True) if pdl else dict(PDL=False)
+
 def launch_options(like: Tensor, **more) -> dict:
     "`PDL` and what the launch needs for it: compute capability 9 or more"
-    pdl = like.is_cuda and torch.cuda.get_device_capability(like.device)[0] >= 9
-    return dict(PDL=pdl, **(dict(launch_pdl=True) if pdl else {}), **more)
+    return _dependent(like.device) | more
 
 # %% ../../nbs/5_inference/09_kernels.ipynb #9c1e743e
 @triton.jit
