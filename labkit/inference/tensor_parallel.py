@@ -7,9 +7,9 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/tensor_parallel.html.md"""
 # %% auto #0
 __all__ = ['COLUMNS', 'FIRST', 'spread', 'Share', 'part_of', 'local_config', 'Slice', 'cut', 'stored_model', 'load_part',
            'quantize_part', 'cut_layer', 'cut_model', 'Ranks', 'SplitEmbedding', 'connect', 'Remote', 'Told', 'pack',
-           'unpack', 'SplitCache', 'Leader', 'follow', 'greedy', 'generate_split', 'part_runner', 'compare_split',
-           'join', 'Followers', 'Split', 'open_split', 'follow_main', 'load_stage', 'stage_layers', 'stage_config',
-           'micro_batches', 'step_inputs', 'StageRunner', 'stage_runner']
+           'unpack', 'SplitCache', 'Leader', 'follow', 'Summed', 'make_runner', 'greedy', 'generate_split',
+           'part_runner', 'join', 'Followers', 'Split', 'open_split', 'follow_main', 'load_stage', 'stage_layers',
+           'stage_config', 'micro_batches', 'step_inputs', 'StageRunner', 'stage_runner']
 
 # %% ../../nbs/5_inference/18_tensor_parallel.ipynb #7dab48c8
 import atexit, json, math, os, subprocess, sys, tempfile, threading, time, traceback
@@ -34,7 +34,7 @@ from ..model.moe import expert_views
 from ..model.transformer import Transformer, from_tensors
 from ..pretrain.parallel import RankError, process_group, rank_environment
 
-# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #6157b0ff
+# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #db12f955
 def spread(
     n: int,        # things
     rank: int,
@@ -52,6 +52,7 @@ class Share:
     cfg: ModelConfig  # the whole
     rank: int
     ranks: int
+    whole_vocab: bool = False # embedding and head whole on every rank: some memory for two messages less a step
     def __post_init__(self):
         H, K, R = self.cfg.n_heads, self.cfg.n_kv_heads, self.ranks
         if K < R and (R % K or (H//K) % (R//K)): raise SettingsError(f'tensor_parallel = {R}: {K} key/value heads with {H//K} query heads each cannot be shared by {R} processes; use at most {K}, or a multiple of {K} that divides {H}')
@@ -74,7 +75,7 @@ class Share:
         n = self._width(owner)
         return spread(n, self.rank, self.ranks, next(u for u in (128, 64, 32, 1) if n % u == 0 and n//u >= self.ranks))
     @property
-    def vocab(self) -> range: return spread(self.cfg.vocab_size, self.rank, self.ranks)
+    def vocab(self) -> range: return range(self.cfg.vocab_size) if self.whole_vocab else spread(self.cfg.vocab_size, self.rank, self.ranks)
 
 # %% ../../nbs/5_inference/18_tensor_parallel.ipynb #5c7e756e
 COLUMNS = ('o_proj', 'down_proj') # matrices that lead back: cut by columns, all others by rows
@@ -140,7 +141,7 @@ def cut(
     part = range(part.start*n//whole, part.stop*n//whole)
     return t.narrow(axis, part.start, len(part)) if isinstance(t, Tensor) else Slice(t, axis, part)
 
-# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #e82ed203
+# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #60ecd370
 def stored_model(
     name: str | Path, # an embedded model's name, a .gguf file, or a checkpoint folder
 ) -> tuple[ModelConfig, object, Iterator]: # config, tokenizer, (name, weight in its file)
@@ -157,15 +158,16 @@ def load_part(
     name: str | Path,    # as for `stored_model`; a folder of `labkit quantize` too
     rank: int, ranks: int,
     device='cpu', dtype=torch.float32,
+    whole_vocab: bool = False, # see `Share`
     weights: str = 'auto', # w4: round to 4 bits, with the groups that the whole matrix would have; int8, fp8: by rows of the part
 ) -> tuple[Transformer, Share, object]: # the rank's part, not connected yet; tokenizer
     "Read a rank's part of a model; raises `UserError`"
     if quantization_of(name):
         from labkit.corpus.tokens import Tokenizer
-        share = Share(load_config(name), rank, ranks)
+        share = Share(load_config(name), rank, ranks, whole_vocab)
         return cut_model(load_quantized(name, 'cpu', dtype), share).to(device), share, Tokenizer.load(name)
     cfg, tokenizer, pairs = stored_model(name)
-    share = Share(cfg, rank, ranks)
+    share = Share(cfg, rank, ranks, whole_vocab)
     model = from_tensors(local_config(share), ((n, cut(share, n, t)) for n, t in pairs), str(name), device, dtype).requires_grad_(False)
     return (model if weights == 'auto' else quantize_part(model, share, weights)), share, tokenizer
 
@@ -236,7 +238,7 @@ class Ranks:
         if len(rest): dist.broadcast(rest, 0)
         return (head[1:].tolist() + rest.tolist())[:n]
 
-# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #edf08dc6
+# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #90f449d6
 class SplitEmbedding(nn.Module):
     "Some rows of the embedding; the others' tokens give zeros, and the sum has them all"
     def __init__(self, weight: nn.Parameter, first: int, ranks: Ranks):
@@ -255,6 +257,7 @@ def connect(
     "Put the sums in"
     for block in model.layers:
         for half in (block.self_attn, block.mlp): half.register_forward_hook(lambda m, args, out: ranks.sum(out))
+    if share.whole_vocab: return model
     model.embed_tokens = SplitEmbedding(model.embed_tokens.weight, share.vocab.start, ranks)
     widths = [len(replace(share, rank=r).vocab) for r in range(share.ranks)]
     head = (model.embed_tokens if model.lm_head is None else model.lm_head).weight
@@ -361,7 +364,33 @@ def follow(
         cache.copy(copies)
         runner(work)
 
-# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #23f968db
+# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #39d2375b
+class Summed:
+    "A product of the GPU's step whose parts are summed over the ranks"
+    def __init__(self, product, ranks: Ranks, dtype: torch.dtype): self.product, self.ranks, self.dtype = product, ranks, dtype
+    def __getattr__(self, name: str): return getattr(self.product, name)
+    def __call__(self, *x) -> Tensor: # (1, B, N)
+        return self.ranks.sum(self.product(*x).sum(0, dtype=torch.float32).to(self.dtype))[None]
+
+def make_runner(
+    model: Transformer,       # a connected part
+    ranks: Ranks,
+    n_blocks: int, block_size: int = 16, kind: str = 'model', # of the cache
+    backend: str = 'torch',   # or `cuda`: the GPU's own kernels, sums recorded in its graphs; needs `whole_vocab`
+    **more,                   # for `CudaRunner`: max_batch, max_len, invariant
+) -> tuple[object, SplitCache]:
+    "What every rank computes steps with, and its share of the cache"
+    p = next(model.parameters())
+    cache = SplitCache(model.cfg, n_blocks, block_size, p.dtype, p.device, kind)
+    if backend == 'torch': return TorchRunner(model, cache), cache
+    from labkit.inference.gpu_runner import CudaRunner
+    runner = CudaRunner(model, cache, **more)
+    for l in runner.layers:
+        l.o, l.down = Summed(l.o, ranks, runner.dtype), Summed(l.down, ranks, runner.dtype)
+        if l.o_bias is not None: l.o_bias = ranks.sum(l.o_bias.clone())                       # rank 0 has it, and here it is added behind the sum
+    return runner, cache
+
+# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #4d368d91
 def greedy(
     runner,                       # a runner, or a `Leader`
     cache: PagedCache,
@@ -370,19 +399,19 @@ def greedy(
     times: list | None = None,    # filled with the seconds of each step
 ) -> list[list[int]]:
     "The likeliest tokens, all prompts in one batch"
-    tables, out = [[] for _ in prompts], [[] for _ in prompts]
+    requests, out = [Remote([], i, i) for i in range(len(prompts))], [[] for _ in prompts]
     for step in range(n):
         work, t0 = [], time.perf_counter()
-        for p, t, o in zip(prompts, tables, out):
+        for p, r, o in zip(prompts, requests, out):
             ids = p if step == 0 else o[-1:]
-            cache.grow(t, len(p) + len(o))
-            work.append(Told(Remote(t, row=len(work)), len(p) + len(o) - len(ids), len(ids), ids, 1))
+            cache.grow(r.table, len(p) + len(o))
+            work.append(Told(r, len(p) + len(o) - len(ids), len(ids), ids, 1))
         for o, token in zip(out, runner(work).argmax(-1).tolist()): o.append(token)
         if times is not None: times.append(time.perf_counter() - t0)
-    for t in tables: cache.free(t)
+    for r in requests: cache.free(r.table)
     return out
 
-# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #c58ee925
+# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #bf106875
 def generate_split(
     name: str,              # as for `stored_model`
     prompts: list[list[int]], # token ids
@@ -403,45 +432,10 @@ def generate_split(
         held = {p.data_ptr(): p.nbytes for p in (*runner.model.parameters(), *runner.model.buffers())}
         return dict(tokens=out, seconds=times, sent=dict(ranks.sent), weights=sum(held.values()), cache=cache.nbytes, events=getattr(runner, 'events', []))
 
-def part_runner(name: str, ranks: Ranks, blocks: int, weights: str = 'auto') -> tuple[TorchRunner, SplitCache]:
-    "A rank's part of a model and of its cache"
+def part_runner(name: str, ranks: Ranks, blocks: int, weights: str = 'auto') -> tuple:
+    "A rank's runner and cache for its part of a model"
     part, share, _ = load_part(name, ranks.rank, ranks.ranks, weights=weights)
-    model = connect(part, share, ranks)
-    cache = SplitCache(model.cfg, blocks)
-    return TorchRunner(model, cache), cache
-
-# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #5d90539d
-def compare_split(
-    models: dict[str, dict],   # name → changes to the small model's config
-    packed: bool = False,      # rounded to 4 bits
-) -> dict:                     # name → largest difference of the scores, relative; on rank 0
-    "A rank: mixed steps of small models on all ranks against the whole model in the same process"
-    from labkit.pretrain.pipeline import small_model
-    with process_group() as group:
-        torch.set_num_threads(1)
-        return {name: _compare(small_model(**changes), Ranks(group.rank, group.world), packed) for name, changes in models.items()}
-
-@torch.inference_mode()
-def _compare(whole: Transformer, ranks: Ranks, packed: bool) -> float | None:
-    share = Share(whole.cfg, ranks.rank, ranks.ranks)
-    if packed: quantize_model(whole, 32)
-    model = connect(cut_model(whole.eval(), share), share, ranks)
-    cache = SplitCache(model.cfg, 12, 4)
-    runner = TorchRunner(model, cache)
-    if ranks.rank: follow(runner, ranks, cache); return None
-    lead, a, b = Leader(runner, ranks, cache), list(range(7, 20)), list(range(100, 109))
-    ta, tb = [], []
-    cache.grow(ta, 13); cache.grow(tb, 9)
-    lead([Told(Remote(ta), 0, 5, a[:5], 0)])
-    got = [lead([Told(Remote(ta), 5, 4, a[5:9], 0), Told(Remote(tb), 0, 8, b[:8], 2)])]
-    fork = cache.fork(ta, 9)
-    cache.grow(fork, 13, 9)                                                   # a copy of the block that both would write
-    got.append(lead([Told(Remote(fork), 9, 3, a[9:12], 0), Told(Remote(tb), 8, 1, b[8:], 1)]))
-    got.append(lead([Told(Remote(fork), 12, 1, a[12:], 1)]))
-    lead.close()
-    want = torch.cat([whole(torch.tensor([b]))[0, 6:], whole(torch.tensor([a]))[0, -1:]])
-    got = torch.cat([got[0], got[1], got[2]])
-    return float((got - want).abs().max()/want.abs().max())
+    return make_runner(connect(part, share, ranks), ranks, blocks)
 
 # %% ../../nbs/5_inference/18_tensor_parallel.ipynb #d6652ec1
 def join(store, rank: int, ranks: int, device: str) -> Ranks:
@@ -487,7 +481,7 @@ class Followers:
             except subprocess.TimeoutExpired: p.kill(); p.wait()
         atexit.unregister(self.close)
 
-# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #f9155e7d
+# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #63e9b701
 @dataclass
 class Split:
     "Rank 0's side of a model on several processes"
@@ -496,15 +490,12 @@ class Split:
     ranks: Ranks
     others: Followers
     leader: Leader | None = None
-    def cache(self, n_blocks: int, block_size: int = 16, kind: str = 'model') -> SplitCache:
-        "A cache on every rank"
-        p = next(self.model.parameters())
-        self.ranks.tell([n_blocks, block_size, *kind.encode()])
-        return SplitCache(self.model.cfg, n_blocks, block_size, p.dtype, p.device, kind)
-    def lead(self, runner, cache: SplitCache) -> Leader:
-        "The engine's runner"
+    def start(self, **more) -> tuple[Leader, SplitCache]: # see `make_runner`
+        "Runners and caches on every rank; the leader is the engine's runner"
+        self.ranks.tell(list(json.dumps(more).encode()))
+        runner, cache = make_runner(self.model, self.ranks, **more)
         self.leader = Leader(runner, self.ranks, cache, self.others.why)
-        return self.leader
+        return self.leader, cache
     def close(self) -> None:
         "End the other processes"
         if self.leader: self.leader.close()
@@ -518,15 +509,16 @@ def open_split(
     dtype: torch.dtype = torch.float32,
     threads: int = 0,           # of each process (0: the cores, divided)
     weights: str = 'auto',      # w4: round to 4 bits
+    whole_vocab: bool = False,  # see `Share`; the backend `cuda` needs it
 ) -> Split:
     "Start the other processes and read this one's part; raises `UserError`"
     if dist.is_initialized(): raise SettingsError('tensor_parallel: this process is in a group of processes already; close the other engine first')
     if device.startswith('cuda') and ranks > torch.cuda.device_count(): raise SettingsError(f'tensor_parallel = {ranks}: {ranks} processes need a GPU each, and there are {torch.cuda.device_count()}')
     Share(load_config(name) if quantization_of(name) else stored_model(name)[0], 0, ranks)
-    call = dict(name=str(name), device=device, dtype=str(dtype)[6:], weights=weights)
+    call = dict(name=str(name), device=device, dtype=str(dtype)[6:], weights=weights, whole_vocab=whole_vocab)
     others = Followers(ranks, threads, **call)
     try:
-        part, share, tokenizer = load_part(name, 0, ranks, 'cuda:0' if device == 'cuda' else device, dtype, weights)
+        part, share, tokenizer = load_part(name, 0, ranks, 'cuda:0' if device == 'cuda' else device, dtype, whole_vocab, weights)
         others.wait()
         group = join(others.store, 0, ranks, device)
     except BaseException: others.close(); raise
@@ -543,14 +535,12 @@ def follow_main(argv: Sequence[str] | None = None) -> None:
 def _follow_main(call: dict) -> None:
     rank, ranks, device = call['rank'], call['ranks'], call['device']
     store = dist.TCPStore('127.0.0.1', call['port'], ranks, is_master=False)
-    part, share, _ = load_part(call['name'], rank, ranks, f'cuda:{rank}' if device == 'cuda' else device, getattr(torch, call['dtype']), call['weights'])
+    part, share, _ = load_part(call['name'], rank, ranks, f'cuda:{rank}' if device == 'cuda' else device, getattr(torch, call['dtype']), call['whole_vocab'], call['weights'])
     store.set(f'ready {rank}', '1')
     group = join(store, rank, ranks, device)
     model = connect(part, share, group)
-    n_blocks, size, *kind = group.hear()
-    p = next(model.parameters())
-    cache = SplitCache(model.cfg, n_blocks, size, p.dtype, p.device, bytes(kind).decode())
-    follow(TorchRunner(model, cache), group, cache)
+    runner, cache = make_runner(model, group, **json.loads(bytes(group.hear())))
+    follow(runner, group, cache)
 
 # %% ../../nbs/5_inference/18_tensor_parallel.ipynb #00696456
 def load_stage(name: str | Path, stage: int, stages: int, device='cpu', dtype=torch.float32) -> tuple: # a `Stage`, tokenizer

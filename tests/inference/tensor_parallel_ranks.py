@@ -1,8 +1,10 @@
 "Functions that processes of the tests run"
-import shutil, sys, time
+import shutil, time, torch
 from labkit.inference import tensor_parallel as tp
-from labkit.inference.runner import TorchRunner
+from labkit.inference.quantize import quantize_model
+from labkit.inference.tensor_parallel import Remote, Told
 from labkit.pretrain.parallel import RankError, process_group
+from labkit.pretrain.pipeline import small_model
 
 def pass_on(numbers):
     "Rank 0 tells, the others hear the same"
@@ -11,9 +13,32 @@ def pass_on(numbers):
         if g.rank == 0: ranks.tell(numbers); ranks.tell([7]); return True
         return ranks.hear() == numbers and ranks.hear() == [7]
 
+def compare_split(models, packed=False, **how):
+    "Mixed steps of small models on all ranks against the whole model in the same process: name → largest difference of the scores, relative; on rank 0"
+    with process_group() as group:
+        torch.set_num_threads(1)
+        return {name: compare(small_model(**changes), tp.Ranks(group.rank, group.world), packed, **how) for name, changes in models.items()}
+
+@torch.inference_mode()
+def compare(whole, ranks, packed, **how):
+    share = tp.Share(whole.cfg, ranks.rank, ranks.ranks, whole_vocab='backend' in how)
+    if packed: quantize_model(whole, 32)
+    runner, cache = tp.make_runner(tp.connect(tp.cut_model(whole.eval(), share), share, ranks), ranks, 12, 4, **how)
+    if ranks.rank: tp.follow(runner, ranks, cache); return None
+    step, a, b, ta, tb = tp.Leader(runner, ranks, cache), list(range(7, 20)), list(range(100, 109)), [], []
+    cache.grow(ta, 13); cache.grow(tb, 9)
+    one, two = Remote(ta, 0, 1), Remote(tb, 1, 2)
+    step([Told(one, 0, 5, a[:5], 0)])
+    got = [step([Told(one, 5, 4, a[5:9], 0), Told(two, 0, 8, b[:8], 2)])]
+    fork = Remote(cache.fork(ta, 9), 2, 3)
+    cache.grow(fork.table, 13, 9)                                             # a copy of the block that both would write
+    got += [step([Told(fork, 9, 3, a[9:12], 0), Told(two, 8, 1, b[8:], 1)]), step([Told(fork, 12, 1, a[12:], 1)])]
+    step.close()
+    want = torch.cat([whole(torch.tensor([b]))[0, 6:], whole(torch.tensor([a]))[0, -1:]])
+    return float((torch.cat(got) - want).abs().max()/want.abs().max())
+
 def tokens(split):
-    cache = split.cache(16)
-    leader = split.lead(TorchRunner(split.model, cache), cache)
+    leader, cache = split.start(n_blocks=16)
     print('tokens', tp.greedy(leader, cache, [[1, 2, 3]], 4), flush=True)
     return leader, cache
 

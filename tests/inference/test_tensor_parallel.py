@@ -15,7 +15,7 @@ MODELS = {'gqa': {}, 'one_kv_head': dict(n_kv_heads=1), 'untied_all_biases': dic
           'some_windows': dict(sliding_window=3, window_layers=[1, 3]), 'odd_vocabulary': dict(vocab_size=513), 'uneven_heads': dict(n_heads=6, n_kv_heads=3, dim=96),
           'experts': dict(n_experts=4, experts_per_token=2, expert_dim=64, family='mixtral', tie_embeddings=False),
           'shared_expert': dict(n_experts=4, experts_per_token=2, expert_dim=64, shared_expert_dim=32, family='qwen2_moe', qkv_bias=True, tie_embeddings=False)}
-COMPARE, PROMPTS = 'labkit.inference.tensor_parallel:compare_split', [list(range(5, 40)), list(range(90, 93)), list(range(200, 217))]
+COMPARE, PROMPTS = 'tensor_parallel_ranks:compare_split', [list(range(5, 40)), list(range(90, 93)), list(range(200, 217))]
 LONG = pack([Told(Remote(list(range(80))), 0, 1280, list(range(64))*20, 1)], []) # more than the 512 integers of a first message
 
 @pytest.fixture(scope='module')
@@ -59,6 +59,13 @@ def test_a_pipeline_writes_the_same(one, two, run):
     assert two[run][0]['tokens'] == one['tokens']
     assert two[run][0]['sent']['send'] == two[3][0]['sent']['send']        # micro-batches send the same numbers in smaller messages
     assert sum(r['cache'] for r in two[run]) == one['cache']
+
+@pytest.mark.slow
+def test_the_kernels_of_the_gpu_step_interpreted(monkeypatch):
+    "their products are summed over the ranks too"
+    monkeypatch.setenv('TRITON_INTERPRET', '1')
+    r = launch(COMPARE, 2, threads=1, models={k: {**MODELS[k], 'n_layers': 1} for k in ('untied_all_biases',)}, backend='cuda', max_batch=4, max_len=16)
+    assert max(r[0].values()) < 1e-5
 
 @pytest.mark.slow
 def test_four_ranks_with_fewer_heads_than_that():
