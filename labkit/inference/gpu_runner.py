@@ -10,6 +10,8 @@ __all__ = ['unsupported', 'join', 'Layer', 'begin_kernel', 'table_row', 'Inputs'
 # %% ../../nbs/5_inference/13b_gpu_runner.ipynb #2a129430
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+import numpy as np
 import torch, triton
 import triton.language as tl
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from fastcore.basics import patch
 from .attention import paged_attention
 from .cache import PagedCache
 from .gpu_sampling import RowParams
-from .kernels import INTERPRETED, TOPS, add_norm, after_previous, launch_options, quantize_rows, rope_write, silu_mul
+from .kernels import INTERPRETED, TOPS, add_norm, after_previous, before_next, launch_options, quantize_rows, rope_write, silu_mul
 from .linear import Dense, Packed4
 from .quantize import Int8Linear, W4Linear, unpack
 from .runner import TorchRunner
@@ -34,7 +36,6 @@ def unsupported(
         major, minor = torch.cuda.get_device_capability(p.device)
         if major < 8: return f'the kernels need compute capability 8.0, this GPU has {major}.{minor}'
     if cfg.n_experts: return 'the kernels have no mixture of experts'
-    if model.rope.dynamic: return 'with dynamic RoPE the angles of a step depend on its longest sequence'
     kinds = {tuple(type(m) for m in ms) for b in model.layers for ms in _matrices(b).values()}
     odd = [k for k in kinds if len(set(k)) > 1 or not issubclass(k[0], (nn.Linear, W4Linear, Int8Linear))]
     if odd: return f'the kernels have no product for {" beside ".join(t.__name__ for t in odd[0])}'
@@ -71,23 +72,25 @@ class Layer:
 # %% ../../nbs/5_inference/13b_gpu_runner.ipynb #7ae7d939
 @triton.jit
 def begin_kernel(step, last, table, tables, ids, positions, slots, tiles, residual, B, T, V, D: tl.constexpr, P: tl.constexpr, SIZE: tl.constexpr, PDL: tl.constexpr):
-    """The inputs of a step of single tokens, from step (4, B) int32: row of each request (−1: nobody), position, token (−1: the one chosen last), block of the position.
+    """The inputs of a step of single tokens, from step (5, B) int32: row of each request (−1: nobody), position, token (−1: the one chosen last), block of the position, row of its angles.
     The block goes into the request's table, the token's embedding into the residual stream"""
     b, d = tl.program_id(0), tl.arange(0, P)
     after_previous(PDL)
     row, position, token, block = tl.load(step + b), tl.load(step + B + b), tl.load(step + 2*B + b), tl.load(step + 3*B + b)
+    turn = tl.load(step + 4*B + b)
     live = row >= 0
     if live:
         tl.store(tables + row.to(tl.int64)*T + position//SIZE, block)
         if token < 0: token = tl.load(last + row).to(tl.int32)
     token = tl.where(live, tl.minimum(tl.maximum(token, 0), V - 1), 0)
-    tl.store(positions + b, tl.where(live, position, 0))
+    tl.store(positions + b, tl.where(live, turn, 0))
     tl.store(slots + b, tl.where(live, block*SIZE + position % SIZE, -1))
     tl.store(tiles + 4*b, tl.where(live, row, 0))
     tl.store(tiles + 4*b + 1, b)
     tl.store(tiles + 4*b + 2, live.to(tl.int32))
     tl.store(tiles + 4*b + 3, tl.where(live, position, 0))
     x = tl.load(table_row(table, token, D) + d, mask=d < D, other=0.)
+    before_next(PDL)
     tl.store(residual + b.to(tl.int64)*D + d, x.to(tl.float32), mask=d < D)
 
 @triton.jit
@@ -98,7 +101,7 @@ def table_row(table, token, D: tl.constexpr): return table + token.to(tl.int64)*
 class Inputs:
     "What the kernels of a step read"
     residual: Tensor  # (N, D) float32 embeddings
-    positions: Tensor # (N,) int32
+    positions: Tensor # (N,) int32, rows in the table of angles
     slots: Tensor     # (N,) int32
     singles: Tensor | None # (n, 4) tiles of one token
     chunks: Tensor | None  # (n, 4) tiles of several
@@ -123,6 +126,7 @@ class CudaRunner:
         max_len: int = 2048,   # tokens a request may have
         ends: Sequence[int] = (), # tokens that end a text, for `min_tokens`
         invariant: bool = False,  # bitwise the same for every batch, and slower
+        reaches: Sequence[int] = (0,), # lengths that rotary frequencies are made for, see `reach`
     ):
         c, p = model.cfg, next(model.parameters())
         self.model, self.cache, self.cfg, self.dtype, self.device, self.invariant = model, cache, c, p.dtype, p.device, invariant
@@ -132,8 +136,9 @@ class CudaRunner:
         self.windows = [c.window(i) or 0 for i in range(c.n_layers)]
         self.embedding = model.embed_tokens.weight.detach()
         self.head = Dense(self.embedding if model.lm_head is None else model.lm_head.weight.detach())
-        cos, sin = model.rope(torch.arange(max_len, device=p.device)[None], max_len, p.device)
-        self.cos, self.sin = (t[0, :, 0].float().contiguous() for t in (cos, sin))                  # (max_len, d/2)
+        rows = [min(max_len, n or (c.max_seq_len if len(reaches) > 1 else max_len)) for n in reaches]
+        self.first = dict(zip(reaches, accumulate([0, *rows])))                                     # where the angles of a reach begin
+        self.cos, self.sin = (torch.cat(ts, 1)[0, :, 0].float().contiguous() for ts in zip(*(model.rope.angles(torch.arange(r, device=p.device)[None], n) for n, r in zip(reaches, rows)))) # (rows, d/2)
         self.tables = torch.zeros(max_batch, -(-max_len // self.size), dtype=torch.int32, device=p.device)
         self.params = RowParams(max_batch, c.vocab_size, p.device, ends)
         self.owners = [None]*max_batch      # whose table a row holds: request, preemptions, next position
@@ -165,7 +170,7 @@ def _attend(self: CudaRunner, q: Tensor, kv, x: Inputs, window: int) -> Tensor:
     "Single tokens with their keys in several parts, chunks in larger tiles"
     y = torch.empty_like(q)
     if x.singles is not None: paged_attention(q, kv, self.tables, x.singles, self._splits(len(x.singles)), 1, 64, max(16, triton.next_power_of_2(self.group)), window, y)
-    if x.chunks is not None: paged_attention(q, kv, self.tables, x.chunks, self._splits(len(x.chunks)), x.rows//self.group, 64, x.rows, window, y, num_warps=8 if x.rows > 64 else 4)
+    if x.chunks is not None: paged_attention(q, kv, self.tables, x.chunks, self._splits(len(x.chunks)), x.rows//self.group, 64, x.rows, window, y, num_warps=4, num_stages=3)
     return y
 
 @patch(as_prop=True)
@@ -181,7 +186,7 @@ def _splits(self: CudaRunner, n: int) -> int:
 @patch
 def _host(self: CudaRunner, numbers: Sequence[int]) -> Tensor:
     "int32 numbers on their way to the device: one copy, from pinned memory"
-    t = torch.tensor(numbers, dtype=torch.int32)
+    t = torch.from_numpy(np.asarray(numbers, dtype=np.int32))
     return t.pin_memory().to(self.device, non_blocking=True) if self.device.type == 'cuda' else t
 
 @patch
@@ -204,22 +209,28 @@ def _mixed(self: CudaRunner, work: Sequence[Work]) -> tuple[Inputs, Tensor]:
     "Inputs of a step with parts of any length, and which positions are wanted: one copy to the device"
     self._upload(work)
     for w in work: self.owners[w.request.row] = (w.request, w.request.preemptions, w.start + w.n - len(w.guess))
-    longest = max(w.n for w in work)
-    rows = min(128, max(16, triton.next_power_of_2(longest*self.group)))
-    each, size = max(1, rows//self.group), self.size
-    ids, owners, positions, slots, singles, chunks, wanted = [], [], [], [], [], [], []
-    for w in work:
-        r, at = w.request, len(ids)
-        ids += w.ids; owners += [r.row]*w.n; positions += range(w.start, w.start + w.n)
-        slots += [r.table[i//size]*size + i % size for i in range(w.start, w.start + w.n)]
-        wanted += range(at + w.n - w.wants, at + w.n)
-        if w.n == 1: singles += (r.row, at, 1, w.start)
-        else: chunks += [x for j in range(0, w.n, each) for x in (r.row, at + j, min(each, w.n - j), w.start + j)]
-    sizes = [len(ids)]*4 + [len(singles), len(chunks), len(wanted)]
-    ids, owners, positions, slots, singles, chunks, wanted = self._host([*ids, *owners, *positions, *slots, *singles, *chunks, *wanted]).split(sizes)
+    rows = min(64, max(16, triton.next_power_of_2(max(w.n for w in work)*self.group)))
+    starts = np.cumsum([0] + [w.n for w in work])                                       # where each part begins in the step
+    tiles = [self._tiles(w, at, max(1, rows//self.group)) for w, at in zip(work, starts.tolist())]
+    position = [np.arange(w.start, w.start + w.n) for w in work]
+    parts = [[w.ids for w in work], [[w.request.row]*w.n for w in work], [p + self.first[w.request.reach] for w, p in zip(work, position)], [self._slots(w, p) for w, p in zip(work, position)],
+             [t for w, t in zip(work, tiles) if w.n == 1], [t for w, t in zip(work, tiles) if w.n > 1], [np.arange(end - w.wants, end) for w, end in zip(work, starts[1:])]]
+    flat = [np.concatenate(p).astype(np.int32).ravel() if p else np.zeros(0, np.int32) for p in parts]
+    ids, owners, positions, slots, singles, chunks, wanted = self._host(np.concatenate(flat)).split([len(f) for f in flat])
     ids = torch.where(ids < 0, self.params.last[owners.long()].int(), ids)
     tile = lambda t: t.view(-1, 4) if len(t) else None
     return Inputs(self.embedding[ids.long()].float(), positions, slots, tile(singles), tile(chunks), rows), wanted.long()
+
+@patch
+def _tiles(self: CudaRunner, w: Work, at: int, each: int) -> np.ndarray: # (tiles, 4)
+    "The part's tokens in tiles of at most `each`: row, place in the step, tokens, position"
+    j = np.arange(0, w.n, each)
+    return np.stack([np.full_like(j, w.request.row), at + j, np.minimum(each, w.n - j), w.start + j], 1)
+
+@patch
+def _slots(self: CudaRunner, w: Work, positions: np.ndarray) -> np.ndarray:
+    "Where the part's keys and values go"
+    return np.array(w.request.table)[positions//self.size]*self.size + positions % self.size
 
 @patch
 def _head(self: CudaRunner, h: Tensor) -> Tensor: # (n, V)
@@ -228,19 +239,19 @@ def _head(self: CudaRunner, h: Tensor) -> Tensor: # (n, V)
 
 # %% ../../nbs/5_inference/13b_gpu_runner.ipynb #2d4be926
 @patch
-def _single(self: CudaRunner, work: Sequence[Work], B: int) -> Tensor: # (4, B) int32 on the host
+def _single(self: CudaRunner, work: Sequence[Work], B: int) -> Tensor: # (5, B) int32 on the host
     "A step of single tokens as the graph reads it; rows beyond the work are nobody's"
     n, size = len(work), self.size
     if new := [w for w in work if self._fresh(w)]: self._upload(new)
     step = self._pin(B)
     step[0, n:] = -1
-    step[:, :n] = torch.tensor([[w.request.row, w.start, w.ids[0], w.request.table[w.start//size]] for w in work], dtype=torch.int32).T
+    step[:, :n] = torch.tensor([[w.request.row, w.start, w.ids[0], w.request.table[w.start//size], self.first[w.request.reach] + w.start] for w in work], dtype=torch.int32).T
     return step
 
 @patch
 def _pin(self: CudaRunner, B: int) -> Tensor:
     "One of four host buffers, so that a copy under way is not overwritten"
-    if B not in self.pinned: self.pinned[B] = [(torch.zeros(4, B, dtype=torch.int32, pin_memory=self.device.type == 'cuda'), [None]) for _ in range(4)]
+    if B not in self.pinned: self.pinned[B] = [(torch.zeros(5, B, dtype=torch.int32, pin_memory=self.device.type == 'cuda'), [None]) for _ in range(4)]
     self.turn += 1
     step, busy = self.pinned[B][self.turn % 4]
     if busy[0]: busy[0].synchronize()
@@ -269,7 +280,7 @@ def _decode(self: CudaRunner, step: Tensor, sample: bool) -> tuple[Tensor, Tenso
 class Graph:
     "A recorded step for B requests: write `step`, replay, read the results"
     graph: object
-    step: Tensor          # (4, B) int32
+    step: Tensor          # (5, B) int32
     logits: Tensor        # (B, V)
     tokens: Tensor | None # (B,)
 
@@ -281,7 +292,7 @@ def bucket(self: CudaRunner, n: int) -> int:
 @patch
 def _record(self: CudaRunner, B: int, sample: bool) -> Graph:
     "Run the step twice so that all kernels are compiled, then record it; rows are nobody's meanwhile"
-    step = torch.full((4, B), -1, dtype=torch.int32, device=self.device)
+    step = torch.full((5, B), -1, dtype=torch.int32, device=self.device)
     side = torch.cuda.Stream(self.device)
     side.wait_stream(torch.cuda.current_stream(self.device))
     with torch.cuda.stream(side): self._decode(step, sample)

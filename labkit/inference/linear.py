@@ -12,7 +12,7 @@ __all__ = ['prefetch', 'product_kernel', 'nibbles', 'fragment', 'w4_kernel', 'un
 import torch, triton
 import triton.language as tl
 from torch import Tensor
-from .kernels import INTERPRETED, after_previous, launch_options
+from .kernels import INTERPRETED, after_previous, before_next, launch_options
 
 # %% ../../nbs/5_inference/11_linear.ipynb #7792382a
 @triton.jit
@@ -43,6 +43,7 @@ def product_kernel(x, x_scale, w, w_scale, out, B, M, N, EVEN: tl.constexpr, BN:
             wt = tl.load(w + rows + c[None], mask=c[None] < M, other=0.)
             xt = tl.load(x + b[None].to(tl.int64)*M + c[:, None], mask=(b[None] < B) & (c[:, None] < M), other=0.)
         acc = tl.dot(wt, xt, acc, out_dtype=acc.dtype, input_precision='ieee' if x.dtype.element_ty == tl.float32 else 'tf32')
+    before_next(PDL)
     y = acc.to(tl.float32)
     if SCALED: y = y*tl.load(w_scale + n, mask=n < N, other=0.)[:, None]*tl.load(x_scale + b, mask=b < B, other=0.)[None]
     tl.store(out + (ps*B + b[None]).to(tl.int64)*N + n[:, None], y.to(out.dtype.element_ty), mask=(b[None] < B) & (n[:, None] < N))
@@ -107,6 +108,7 @@ def w4_kernel(x, w, meta, out, B, M, N, GROUP: tl.constexpr, BN: tl.constexpr, B
         lo, hi = nibbles(q, z, s.to(x0.dtype)[:, None], x0, FAST, FOLD)
         if FOLD: acc = tl.dot(hi, x1, tl.dot(lo, x0, acc))
         else: acc += tl.dot(hi, x1, tl.dot(lo, x0))*s.to(tl.float32)[:, None]
+    before_next(PDL)
     tl.store(out + (ps*B + b[None]).to(tl.int64)*N + n[:, None], acc.to(out.dtype.element_ty), mask=inside)
 
 # %% ../../nbs/5_inference/11_linear.ipynb #1e42684f
