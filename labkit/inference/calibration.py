@@ -9,7 +9,7 @@ __all__ = ['GROUPS', 'SHRINK', 'calibration_tokens', 'second_moment', 'output_er
            'fold', 'inverse_factor', 'gptq_round', 'repaired', 'Recipe', 'Stage', 'Waiting', 'inputs_of',
            'calibrate_block', 'uniform_group', 'calibrate']
 
-# %% ../../nbs/5_inference/03_calibration.ipynb #eae224cd
+# %% ../../nbs/5_inference/03_calibration.ipynb #926b5615
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch import nn
 from ..core.settings import UserError
 from .quantize import W4Linear, dequantize_groups, group_size, put_layer, quantize_groups
 
-# %% ../../nbs/5_inference/03_calibration.ipynb #e55ed0d0
+# %% ../../nbs/5_inference/03_calibration.ipynb #e3deb2a6
 def calibration_tokens(
     tokenizer,            # of the model
     texts: Sequence[str], # each gets the same share
@@ -34,7 +34,7 @@ def calibration_tokens(
         rows += [ids[int(i * (len(ids) - length) / max(m - 1, 1)):][:length] for i in range(m)]
     return torch.tensor(rows)
 
-# %% ../../nbs/5_inference/03_calibration.ipynb #762ed71a
+# %% ../../nbs/5_inference/03_calibration.ipynb #1e4e9828
 def second_moment(
     x: torch.Tensor, # (T, M) inputs of a matrix
 ) -> torch.Tensor:   # (M, M)
@@ -48,7 +48,7 @@ def output_error(
     "Mean squared error of a token's output"
     return ((delta @ h) * delta).sum()
 
-# %% ../../nbs/5_inference/03_calibration.ipynb #ceaad16a
+# %% ../../nbs/5_inference/03_calibration.ipynb #fbe466b8
 def best_scale(
     ws: Sequence[torch.Tensor], # (N, M) each: matrices that read the same input
     h: torch.Tensor,            # (M, M) of that input
@@ -65,7 +65,7 @@ def best_scale(
         if errors[-1] == min(errors): best = s
     return best, errors
 
-# %% ../../nbs/5_inference/03_calibration.ipynb #bb64c5e2
+# %% ../../nbs/5_inference/03_calibration.ipynb #97ffc37e
 class Group:
     "Matrices of a block that read the same input, and the layer that the input's scale is folded into"
     def __init__(self, before: str, *names: str): self.before, self.names = before, names
@@ -89,7 +89,7 @@ def fold(
     target.copy_(target.float() / s.view(-1, *[1] * (target.dim() - 1)))
     if getattr(layer, 'bias', None) is not None: layer.bias.div_(s)
 
-# %% ../../nbs/5_inference/03_calibration.ipynb #61362da6
+# %% ../../nbs/5_inference/03_calibration.ipynb #ea0901b5
 SHRINK = (1., .95, .9, .85, .8) # ranges to try, as parts of the whole
 
 def inverse_factor(h: torch.Tensor, damp: float) -> torch.Tensor: # (M, M) -> (M, M)
@@ -124,7 +124,7 @@ def gptq_round(
         w[:, a + batch:] -= lost @ u[a:a + batch, a + batch:]
     return q[:, order.argsort()], scale.half(), zero.to(torch.uint8)
 
-# %% ../../nbs/5_inference/03_calibration.ipynb #f22cf9a6
+# %% ../../nbs/5_inference/03_calibration.ipynb #3f6b3500
 def repaired(
     w: torch.Tensor,    # (N, M)
     x: torch.Tensor,    # (T, M) what it reads, after rounded layers
@@ -137,7 +137,7 @@ def repaired(
     h += ridge * h.diagonal().mean() * torch.eye(len(h), device=h.device)
     return w + share * torch.linalg.solve(h, x.T @ ((x0 - x) @ w.T) / len(x)).T
 
-# %% ../../nbs/5_inference/03_calibration.ipynb #6aac471a
+# %% ../../nbs/5_inference/03_calibration.ipynb #dcb7d781
 @dataclass(frozen=True)
 class Recipe:
     "How matrices are fitted to text"
@@ -182,7 +182,7 @@ class Waiting(nn.Module):
         if self.stage.scale is None: self.stage.fit(x.flatten(0, -2).float())
         return self.stage.made[self.name]((x / self.stage.scale).to(x.dtype))
 
-# %% ../../nbs/5_inference/03_calibration.ipynb #fe54c181
+# %% ../../nbs/5_inference/03_calibration.ipynb #92e19d9a
 def inputs_of(
     block: nn.Module,
     names: Sequence[str], # of layers inside it

@@ -8,7 +8,7 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/formats.html.md"""
 __all__ = ['PLAIN', 'AWQ', 'FORMATS', 'MANUAL', 'pack_words', 'unpack_words', 'awq_tensors', 'gptq_tensors', 'from_awq',
            'from_gptq', 'OrderedW4', 'save_as', 'open_quantized', 'keep_q4_0', 'QuantizeSettings', 'main']
 
-# %% ../../nbs/5_inference/04_formats.ipynb #1e52c49f
+# %% ../../nbs/5_inference/04_formats.ipynb #3c29295d
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .calibration import Recipe, calibrate, calibration_tokens, uniform_group
 from .quantize import (QuantizedLinear, W4Linear, dequantize_groups, fill_model, linears, load_quantized, model_bytes, pack, perplexity, put_layer,
                                        quantization_of, quantize_model, save_quantized, unpack, write_folder)
 
-# %% ../../nbs/5_inference/04_formats.ipynb #601c1618
+# %% ../../nbs/5_inference/04_formats.ipynb #d0c04910
 PLAIN, AWQ = tuple(range(8)), (0, 2, 4, 6, 1, 3, 5, 7) # number that lies at bits 4·i
 
 def pack_words(
@@ -41,7 +41,7 @@ def unpack_words(
     x = (p.long()[..., None] >> torch.arange(0, 32, 4, device=p.device)) & 15
     return x[..., torch.tensor(order).argsort()].flatten(-2).to(torch.uint8)
 
-# %% ../../nbs/5_inference/04_formats.ipynb #f85c4fe0
+# %% ../../nbs/5_inference/04_formats.ipynb #f8d0eadf
 def awq_tensors(q: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> dict[str, torch.Tensor]: # (N, M), (N, G), (N, G)
     "A matrix as AutoAWQ's version gemm stores it"
     return dict(qweight=pack_words(q.T, AWQ), qzeros=pack_words(zeros.T, AWQ), scales=scales.T.contiguous())
@@ -63,7 +63,7 @@ def from_gptq(t: dict[str, torch.Tensor], less: int = 1) -> dict[str, torch.Tens
     ordered = 'g_idx' not in t or torch.equal(t['g_idx'].long(), torch.arange(M) // (M // G))
     return out if ordered else out | dict(g_idx=t['g_idx'].long().expand(len(out['qweight']), M))   # one row each, so that it can be cut like a matrix
 
-# %% ../../nbs/5_inference/04_formats.ipynb #f9bc4109
+# %% ../../nbs/5_inference/04_formats.ipynb #1b3da9b4
 class OrderedW4(QuantizedLinear):
     "4-bit weights whose columns are sorted by group; `order` says where they came from"
     def __init__(self,
@@ -79,7 +79,7 @@ class OrderedW4(QuantizedLinear):
     def forward(self, x): return F.linear(x, self.dequantize(x.dtype), self.bias)
     def extra_repr(self): return f'{self.in_features} → {self.out_features}, groups of {self.group}, columns sorted'
 
-# %% ../../nbs/5_inference/04_formats.ipynb #31757d4f
+# %% ../../nbs/5_inference/04_formats.ipynb #696c146d
 FORMATS = ('labkit', 'awq', 'gptq', 'gptq_v2')
 
 def _config(format: str, group: int) -> dict:
@@ -124,7 +124,7 @@ def _packed_tensors(model, format: str) -> Iterator[tuple[str, torch.Tensor]]:
         made = awq_tensors(*parts) if format == 'awq' else gptq_tensors(*parts, less=1 if format == 'gptq' else 0)
         yield from ((f'{layer}.{k}', v) for k, v in made.items())
 
-# %% ../../nbs/5_inference/04_formats.ipynb #2f7ebebc
+# %% ../../nbs/5_inference/04_formats.ipynb #5966517c
 def _refuse(folder, q: dict) -> None:
     "Raises `UserError` for a quantization that cannot be read"
     method, version = q.get('quant_method'), q.get('version', 'gemm')
@@ -179,7 +179,7 @@ def open_quantized(
     make = lambda n, rows, columns, bias: (OrderedW4 if 'g_idx' in parts[n] else W4Linear)(rows, columns, columns // parts[n]['scales'].shape[1], bias)
     return fill_model(folder, cfg, parts, make, [*rest.items(), *_layers_of(folder, parts)], device, dtype)
 
-# %% ../../nbs/5_inference/04_formats.ipynb #6c9ce905
+# %% ../../nbs/5_inference/04_formats.ipynb #7393b805
 def keep_q4_0(
     model,             # `Transformer` loaded from the file, changed in place
     path: str | Path,  # a .gguf file
@@ -196,7 +196,7 @@ def keep_q4_0(
         put_layer(model, name, layer.to(model.embed_tokens.weight.device))
     return len(found)
 
-# %% ../../nbs/5_inference/04_formats.ipynb #676032bd
+# %% ../../nbs/5_inference/04_formats.ipynb #b1474a1e
 @dataclass(frozen=True)
 class QuantizeSettings:
     "Write a model with smaller weights"

@@ -129,6 +129,39 @@ def test_block_types(kind, err, tmp_path):
         d = packed[name].dequantize()
         assert d.shape == tuple(p.shape) and d.dtype == np.float32 and np.abs(d - p.numpy()).max() <= err*max(1, p.abs().max().item())
 
+HALF = {'Q4_0': (0,), 'Q4_1': (0, 2), 'Q8_0': (0,), 'Q4_K': (0, 2), 'Q6_K': (208,)} # where a block has its 16-bit floats
+
+def block_by_hand(kind, raw): # ggml's layouts, one number at a time
+    half = lambda at: float(np.frombuffer(raw[at:at + 2], '<f2')[0])
+    if kind == 'Q8_0': return [half(0)*(b - 256 if b > 127 else b) for b in raw[2:]]
+    if kind in ('Q4_0', 'Q4_1'):
+        q = raw[HALF[kind][-1] + 2:]
+        q = [b & 15 for b in q] + [b >> 4 for b in q]
+        return [half(0)*(v - 8) for v in q] if kind == 'Q4_0' else [half(0)*v + half(2) for v in q]
+    if kind == 'Q4_K':
+        six = raw[4:16]
+        pair = lambda j: (six[j] & 63, six[j + 4] & 63) if j < 4 else ((six[j + 4] & 15) | six[j - 4] >> 6 << 4, (six[j + 4] >> 4) | six[j] >> 6 << 4)
+        return [half(0)*pair(i//32)[0]*(raw[16 + i//64*32 + i%32] >> (4 if i//32 % 2 else 0) & 15) - half(2)*pair(i//32)[1] for i in range(256)]
+    def six_bits(i):
+        n, j, l = i//128, i%128//32, i%32
+        return ((raw[n*64 + j%2*32 + l] >> (4 if j > 1 else 0) & 15) | (raw[128 + n*32 + l] >> 2*j & 3) << 4) - 32
+    scale = lambda i: raw[192 + i//16] - (256 if raw[192 + i//16] > 127 else 0)
+    return [half(208)*scale(i)*six_bits(i) for i in range(256)]
+
+@pytest.mark.parametrize('kind', HALF)
+def test_every_promised_kind_is_unpacked_as_ggml_defines_it(kind, tmp_path):
+    per_block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    raw = np.random.default_rng(1).integers(0, 256, (3, 2*size), dtype=np.uint8)
+    for b in (0, size):
+        for at in HALF[kind]: raw[:, b + at:b + at + 2] = np.frombuffer(np.array([.013, -.4, 2.], '<f2').tobytes(), np.uint8).reshape(3, 2)
+    w = gguf.GGUFWriter(tmp_path/'k.gguf', 'llama')
+    w.add_tensor('token_embd.weight', raw, raw_dtype=gguf.GGMLQuantizationType[kind])
+    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
+    t = read_gguf(tmp_path/'k.gguf').tensors['token_embd.weight']
+    want = [[x for b in (0, size) for x in block_by_hand(kind, bytes(row[b:b + size]))] for row in raw]
+    assert (t.kind, t.shape) == (kind, (3, 2*per_block))
+    np.testing.assert_allclose(t.dequantize(), want, rtol=2e-6, atol=1e-6)
+
 def test_rows_of_k_quants_are_mapped():
     size = gguf.GGML_QUANT_SIZES
     for kind, want in (('Q6_K', (256, 210)), ('Q4_K', (256, 144))): assert size[gguf.GGMLQuantizationType[kind]] == want
