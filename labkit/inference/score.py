@@ -13,6 +13,7 @@ from fastcore.basics import patch
 import torch
 from ..core.lm import Sampling
 from .cache import PagedCache
+from .sampling import NotFinite
 from .scheduler import Request, Work
 
 # %% ../../nbs/5_inference/17_score.ipynb #1f7e4419
@@ -23,8 +24,9 @@ class Scorer:
         cache: PagedCache,
         room: Callable[[int], None],   # makes so many blocks free, or raises
         step_tokens: int = 512,        # tokens a step computes at most
+        reach: Callable[[int], int] = lambda length: 0, # length that the rotary frequencies of so many tokens are made for, see `reach`
     ):
-        self.runner, self.cache, self.room, self.step_tokens = runner, cache, room, step_tokens
+        self.runner, self.cache, self.room, self.step_tokens, self.reach = runner, cache, room, step_tokens, reach
         self.rows = max(32, 2**26 // cache.cfg.vocab_size)             # rows of logits at a time: a quarter of a gigabyte in float32
 
 @patch
@@ -46,9 +48,10 @@ def _read(self: Scorer, requests: Sequence[Request]):
 def _log_probs(logits: torch.Tensor, want: Sequence[int], top: int) -> list[tuple[float, bool, dict]]:
     "Of each wanted token: its log-probability, whether it is the likeliest, and the likeliest `top`"
     lp, ids = torch.log_softmax(logits.float(), -1), torch.tensor(want, device=logits.device)       # (n, V)
+    if not (own := lp.gather(1, ids[:, None])[:, 0]).isfinite().all(): raise NotFinite('the model returned NaN or infinite scores')
     best = lp.topk(max(top, 1))
     tops = [dict(zip(i[:top], v[:top])) for i, v in zip(best.indices.tolist(), best.values.tolist())]
-    return list(zip(lp.gather(1, ids[:, None])[:, 0].tolist(), (lp.argmax(-1) == ids).tolist(), tops))
+    return list(zip(own.tolist(), (lp.argmax(-1) == ids).tolist(), tops))
 
 @patch
 def _check(self: Scorer, work: Sequence[Work], wanted: Sequence[Sequence[int]], top: int) -> list[list]:
@@ -63,7 +66,7 @@ def _choices(self: Scorer, base: Request, ends: Sequence[Sequence[int]], held: l
     for end in ends:
         held.append(table := self.cache.fork(base.table, len(base.prompt) - 1))
         self._grow(table, len(base.prompt) - 1 + len(end), len(base.prompt) - 1)
-        out.append(Request(-1, list(base.prompt), Sampling(), 0, table=table))
+        out.append(Request(-1, list(base.prompt), Sampling(), 0, table=table, reach=base.reach))
     return out
 
 @patch
@@ -83,7 +86,7 @@ def __call__(self: Scorer,
     top: int = 0,              # alternatives to report at each token
 ) -> list[list[list[tuple[float, bool, dict]]]]: # for each group, continuation and token: log-probability in nats, is it greedy, the likeliest alternatives
     "Score every continuation of every context"
-    held, bases = [], [Request(-1, list(ctx), Sampling(), 0) for ctx, _ in groups]
+    held, bases = [], [Request(-1, list(ctx), Sampling(), 0, reach=self.reach(len(ctx) + max(map(len, ends), default=0))) for ctx, ends in groups]
     try:
         for r in bases: held.append(r.table); self._grow(r.table, len(r.prompt) - 1)
         self._read(bases)
