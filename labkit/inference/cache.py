@@ -9,9 +9,11 @@ __all__ = ['KV_BITS', 'FP8_MAX', 'attend', 'visible', 'KVCache', 'OutOfBlocks', 
            'PagedCache', 'Span', 'PagedAttention']
 
 # %% ../../nbs/5_inference/01_cache.ipynb #0ab83c84
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+import numpy as np
 import torch
 import torch.nn.functional as F
 from ..core.settings import UserError
@@ -129,6 +131,14 @@ def dequantize_kv(
 KV_BITS = {'int8': 8, 'int4': 4}     # kinds with scale and minimum
 FP8_MAX = 448.                       # largest number of float8_e4m3fn
 
+def _zeros(shape, dtype, device) -> torch.Tensor:
+    "On a CPU, memory that is not there before somebody writes to it; `torch.zeros` writes to all of it"
+    if device.type != 'cpu': return torch.zeros(shape, dtype=dtype, device=device)
+    n = math.prod(shape) * dtype.itemsize
+    room = np.zeros(n + 64, np.uint8)
+    start = -room.ctypes.data % 64                                                    # where a cache line begins
+    return torch.from_numpy(room[start:start + n]).view(dtype).view(shape)
+
 class PagedCache:
     "Keys and values of many sequences in one pool of blocks; a sequence owns a table: a list of block numbers"
     def __init__(self,
@@ -143,7 +153,7 @@ class PagedCache:
         if kind not in kinds: raise UserError(f'a cache of kind {kind!r} is not known; one of {", ".join(kinds)}')
         self.cfg, self.block_size, self.kind, self.dtype, self.pool = cfg, block_size, kind, dtype, BlockPool(n_blocks)
         shape = (cfg.n_layers, n_blocks, cfg.n_kv_heads, block_size)
-        new = lambda width, dtype: [torch.zeros(*shape, width, dtype=dtype, device=device) for _ in 'kv']
+        new = lambda width, dtype: [_zeros((*shape, width), dtype, torch.device(device)) for _ in 'kv']
         self.k, self.v = new(cfg.head_dim // 2 if kind == 'int4' else cfg.head_dim, kinds[kind])
         self.k_meta, self.v_meta = new(2, torch.float16) if kind in KV_BITS else (None, None)
     @property

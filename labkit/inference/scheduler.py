@@ -1,4 +1,4 @@
-"""Every step asks anew who may run: continuous batching, admission by free blocks, preemption, chunked prefill.
+"""Every step asks anew who may run: continuous batching, admission by free blocks, priorities, preemption, chunked prefill.
 
 Docs: https://labkit.github.io/labkit/nbs/5_inference/scheduler.html.md"""
 
@@ -43,12 +43,17 @@ class Request:
     order: tuple[int, int] = (0, 0)      # place in the queue: virtual time of arrival, number
     saved: list | None = None            # its blocks in the host's memory, while it is swapped out
     seed: int = 0                        # of its random numbers
+    reach: int = 0                       # length that its rotary frequencies are made for (0: the length of training), see `Scheduler`
     @property
     def known(self) -> int: return len(self.prompt) + len(self.tokens)
     @property
     def length(self) -> int: return self.known + self.in_flight
     @property
     def pending(self) -> int: return self.length - self.computed
+    @property
+    def space(self):
+        "Whose keys and values can be shared with its own: those with the same adapter and the same rotary frequencies"
+        return (self.adapter, self.reach) if self.reach else self.adapter
     def ids(self, start: int, n: int) -> list[int]:
         "Token ids at positions `start` … `start + n`, prompt and generated ones; −1 for one that is on its way"
         p = len(self.prompt)
@@ -129,9 +134,10 @@ class Scheduler:
         share: float = 1.,     # of the budget that prompts may take while others wait for their next token
         aging: int = 100,      # steps of waiting that outweigh one level of priority
         preemption: Preemption = Preemption(),
+        reach: Callable[[int], int] | None = None, # length that the rotary frequencies of so many tokens are made for, see `reach`
     ):
         self.cache, self.max_batch, self.budget, self.prefix = cache, max_batch, max(budget, max_batch), prefix
-        self.share, self.aging, self.preemption = max(1, int(share * self.budget)), aging, preemption
+        self.share, self.aging, self.preemption, self.reach = max(1, int(share * self.budget)), aging, preemption, reach or (lambda length: 0)
         self.waiting, self.running, self.admitted = Queue(), [], []  # `running` in order; `admitted`: those that the last plan let in
         self.rows, self.coming, self._numbers = list(range(max_batch)), {}, itertools.count()
         self.step = self.n_preempted = self.n_swapped = self.host_bytes = 0
@@ -139,7 +145,7 @@ class Scheduler:
         "Queue a request; a level of priority is worth `aging` steps of waiting. Raises `UserError` if it can never fit"
         need = -(-len(r.prompt) // self.cache.block_size)
         if need > self.cache.n_blocks: raise UserError(f'request {r.id} needs {need} blocks, the cache has {self.cache.n_blocks}')
-        r.order = (self.step - r.priority * self.aging, next(self._numbers))
+        r.order, r.reach = (self.step - r.priority * self.aging, next(self._numbers)), self.reach(len(r.prompt))
         self.waiting.add(r)
     @property
     def has_work(self) -> bool: return bool(len(self.waiting) or self.running)
@@ -162,8 +168,8 @@ def remove(self: Scheduler,
     self._unsave(r)
     if keep and r.table and self.prefix:
         ids, n = r.prompt + r.tokens, min(r.computed, r.known)
-        if r.session is None: self.prefix.insert(ids[:n], r.table, r.adapter)
-        else: self.prefix.hold(r.session, ids, r.table, n, r.adapter)
+        if r.session is None: self.prefix.insert(ids[:n], r.table, r.space)
+        else: self.prefix.hold(r.session, ids, r.table, n, r.space)
     self.cache.free(r.table)
 
 @patch
@@ -184,10 +190,17 @@ def preempt(self: Scheduler, r: Request) -> None:
         r.saved = self.cache.swap_out(r.table)
         self.host_bytes, self.n_swapped = self.host_bytes + sum(t.nbytes for t in r.saved), self.n_swapped + 1
     else:
-        if self.prefix: self.prefix.insert((r.prompt + r.tokens)[:r.computed], r.table, r.adapter)
+        if self.prefix: self.prefix.insert((r.prompt + r.tokens)[:r.computed], r.table, r.space)
         self.cache.free(r.table)
         r.computed = 0
     self.waiting.add(r)
+
+@patch
+def rescale(self: Scheduler, r: Request) -> None:
+    "A running request has outgrown its rotary frequencies: it gets those of a longer reach, and all its keys are computed again"
+    self.preempt(r)
+    self._unsave(r)
+    r.computed, r.reach = 0, self.reach(r.length)
 
 @patch
 def forget(self: Scheduler) -> None:
@@ -213,6 +226,7 @@ def _guess(self: Scheduler, r: Request, propose: Callable, room: int) -> tuple[i
     "Guesses for after `r`'s last token, as far as blocks go: nobody is preempted for them"
     spare = max(0, self.cache.pool.n_free + self.cache.pool.n_idle - len(self.running))
     k = min(room, r.limit - len(r.tokens) - 1, (len(r.table) + spare) * self.cache.block_size - r.length)
+    while k > 0 and self.reach(r.length + k) != r.reach: k -= 1       # they are checked with the frequencies of now
     return tuple(propose(r, k))[:k] if k > 0 and not r.in_flight else ()
 
 # %% ../../nbs/5_inference/07_scheduler.ipynb #9d8495e2
@@ -221,8 +235,8 @@ def _find(self: Scheduler, r: Request) -> tuple[list[int], int, tuple | None]:
     "Blocks that hold a beginning of `r` already, its tokens (the last one is always left to compute), and a name for the block that comes next"
     if r.saved: return [], r.computed, None
     size, total, (table, n) = self.cache.block_size, self.cache.missing([], r.length), ([], 0)
-    if self.prefix: table, n = self.prefix.match(r.ids(0, r.length - 1), r.adapter, r.session if total < self.cache.n_blocks else None)
-    return table, n, (r.adapter, n, *table[-1:], *r.ids(n, size)) if self.prefix and n + size < r.length else None
+    if self.prefix: table, n = self.prefix.match(r.ids(0, r.length - 1), r.space, r.session if total < self.cache.n_blocks else None)
+    return table, n, (r.space, n, *table[-1:], *r.ids(n, size)) if self.prefix and n + size < r.length else None
 
 @patch
 def _reserve(self: Scheduler, r: Request, table: list[int], start: int) -> bool:
@@ -275,7 +289,7 @@ def _publish(self: Scheduler):
     "Prompts that are computed become beginnings for others"
     for key, r in list(self.coming.items()):
         if r.row >= 0 and (r.computed < len(r.prompt) or not r.tokens): continue
-        if r.row >= 0: self.prefix.insert(r.prompt, r.table, r.adapter)
+        if r.row >= 0: self.prefix.insert(r.prompt, r.table, r.space)
         del self.coming[key]
 
 @patch
@@ -302,8 +316,10 @@ def plan(self: Scheduler,
     propose: Callable[[Request, int], tuple[int, ...]] | None = None, # guesses for the tokens after a request's last, at most so many
 ) -> list[Work]:
     "The next step's work: one token for all who write, then prompts, then newcomers. May be called while the last step still runs"
-    self.step, self.admitted, before = self.step + 1, [], self.n_preempted
+    self.step, self.admitted = self.step + 1, []
     self._publish()
+    for r in [r for r in self.running if self.reach(r.length) != r.reach]: self.rescale(r)
+    before = self.n_preempted
     rs = [r for r in self.running if r.pending and not (r.in_flight and len(r.tokens) + r.in_flight >= r.limit)] # its last token is on its way
     decodes, prompts = [r for r in rs if r.pending == 1], [r for r in rs if r.pending > 1]
     newcomer = self.waiting.first() if self.rows else None

@@ -212,3 +212,29 @@ def test_a_queue_keeps_order_whoever_leaves():
     q.remove(rs[0])
     got = [q.pop().order[0] for _ in range(len(q))]
     assert got == sorted(r.order[0] for r in rs[1::2]) and q.first() is None
+
+def test_a_token_that_was_computed_in_vain_costs_the_session_nothing():
+    s = scheduler()
+    e = Engine(s)
+    s.add(r := request(0, [1] * 5, 9, session='a')); e.step()
+    r.computed = r.known + 1                                             # the end-of-text token, planned before it was known, and not part of the text
+    e.end(r)
+    assert s.prefix.sessions['a'].pinned + s.prefix.sessions['a'].tail_n == r.known and s.prefix.match(s.prefix.history('a') + [2], None, 'a')[1] == r.known
+
+def test_nothing_is_guessed_behind_an_unknown_token():
+    s = scheduler()
+    s.add(r := request(0, [1] * 5, 9))
+    w, = s.plan()
+    w.advance(); r.in_flight = 1
+    assert [(w.start, w.n, w.guess, w.ids) for w in s.plan(lambda r, k: (1,) * k)] == [(5, 1, (), [-1])]
+
+def test_a_publication_waits_for_the_first_token():
+    s = scheduler(budget=100)
+    s.add(r := request(0, [1] * 9, 9))
+    w, = s.plan()
+    w.advance(); r.in_flight = 1
+    s.plan()
+    assert not s.prefix.lru, 'until its first token is there, the prompt may still turn out to be broken'
+    r.tokens.append(1); r.in_flight = 0
+    s.plan()
+    assert len(s.prefix.lru) == 1
