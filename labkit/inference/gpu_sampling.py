@@ -303,6 +303,12 @@ class RowParams:
         self.seed[row], self.position[row] = seed if p.seed is None else p.seed, len(written)
         self.allowed[row] = -1
         if p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1: self.counts[row] = self._count(prompt, written)
+    def allow(self,
+        row: int,      # of the request
+        words: Tensor, # (⌈n/32⌉,) int32: a bit for each token, see `Constraint.words`; what is beyond may not come
+    ) -> None:
+        "Which tokens may come next"
+        self.allowed[row, :len(words)], self.allowed[row, len(words):] = words.to(self.allowed.device), 0
     def _count(self, prompt, written):
         n = torch.bincount(torch.tensor(written, dtype=torch.int64), minlength=self.counts.shape[1]).int()*2
         n[torch.tensor(prompt, dtype=torch.int64)] += 1

@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/sampling.html.md"""
 
 # %% auto #0
 __all__ = ['BadSampling', 'check_sampling', 'adjust', 'top_k_only', 'top_p_only', 'min_p_only', 'distribution', 'draw', 'Choice',
-           'NotFinite', 'generator_for', 'is_plain', 'choose']
+           'NotFinite', 'generator_for', 'with_logprobs', 'is_plain', 'choose']
 
 # %% ../../nbs/5_inference/05_sampling.ipynb #e4151545
 from collections.abc import Sequence
@@ -102,7 +102,12 @@ def generator_for(p: Sampling, default_seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(default_seed if p.seed is None else p.seed)
 
 # %% ../../nbs/5_inference/05_sampling.ipynb #8d393d27
-def _with_logprobs(token: int, logits: torch.Tensor, n: int | None) -> Choice:
+def with_logprobs(
+    token: int,           # that was chosen
+    logits: torch.Tensor, # (V,) the model's scores
+    n: int | None,        # alternatives that are asked for; None: no log-probabilities at all
+) -> Choice:
+    "The choice, with log-probabilities if they are asked for"
     if n is None: return Choice(token)
     lp = torch.log_softmax(logits.float(), 0)
     top = lp.topk(n) if n else None
@@ -131,4 +136,4 @@ def choose(
         x = adjust(logits, p, written, prompt, ends, allowed)
         token = int(x.argmax()) if p.temperature == 0 else draw(distribution(x, p), generator)
     if not torch.isfinite(logits[token]): raise NotFinite('the model returned NaN or infinite scores')
-    return _with_logprobs(token, logits, p.logprobs)
+    return with_logprobs(token, logits, p.logprobs)
