@@ -1,4 +1,4 @@
-"""Heads and columns shared out, one sum after each half of a layer, rank 0 in command; and layers in a row, with several small batches on their way.
+"""Heads and columns shared out, one sum after each half of a layer, and rank 0 in command.
 
 Docs: https://labkit.github.io/labkit/nbs/5_inference/tensor_parallel.html.md"""
 
@@ -8,31 +8,28 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/tensor_parallel.html.md"""
 __all__ = ['COLUMNS', 'FIRST', 'spread', 'Share', 'part_of', 'local_config', 'Slice', 'cut', 'stored_model', 'load_part',
            'quantize_part', 'cut_layer', 'cut_model', 'Ranks', 'SplitEmbedding', 'connect', 'Remote', 'Told', 'pack',
            'unpack', 'SplitCache', 'Leader', 'follow', 'Summed', 'make_runner', 'greedy', 'generate_split',
-           'part_runner', 'join', 'Followers', 'Split', 'open_split', 'follow_main', 'load_stage', 'stage_layers',
-           'stage_config', 'micro_batches', 'step_inputs', 'StageRunner', 'stage_runner']
+           'part_runner', 'join', 'Followers', 'Split', 'open_split', 'follow_main']
 
-# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #7dab48c8
+# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #063033fe
 import atexit, json, math, os, subprocess, sys, tempfile, threading, time, traceback
 import numpy as np
 import torch, torch.distributed as dist
 import torch.nn.functional as F
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from torch import Tensor, nn
 from ..core.settings import SettingsError, UserError
-from .cache import PagedAttention, PagedCache, Span
+from .cache import PagedCache
 from .quantize import SCHEMES, QuantizedLinear, W4Linear, group_size, linears, load_quantized, put_layer, quantization_of, quantize_model
 from .runner import TorchRunner
 from ..model.checkpoint import EMBEDDED, StoredTensor, embedded_file, from_hf_tensors, load_config, shard_files, stored_tensors
 from ..model.config import ModelConfig
 from ..model.gguf import gguf_config, gguf_tokenizer, model_tensors, read_gguf
-from ..model.moe import expert_views
 from ..model.transformer import Transformer, from_tensors
-from ..pretrain.parallel import RankError, process_group, rank_environment
+from ..pretrain.parallel import RankError, process_group, rank_environment, resolve
 
 # %% ../../nbs/5_inference/18_tensor_parallel.ipynb #db12f955
 def spread(
@@ -411,21 +408,19 @@ def greedy(
     for r in requests: cache.free(r.table)
     return out
 
-# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #bf106875
+# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #a278fddd
 def generate_split(
     name: str,              # as for `stored_model`
     prompts: list[list[int]], # token ids
     tokens: int,            # new ones for each prompt
-    kind: str = 'tensor',   # or `pipeline`
-    micro: int = 1,         # micro-batches a step, for `pipeline`
+    make: str = 'labkit.inference.tensor_parallel:part_runner', # makes this rank's runner and cache
     blocks: int = 128,      # blocks of the cache, of 16 tokens
-    weights: str = 'auto',  # w4: round to 4 bits
+    **more,                 # for `make`
 ) -> dict:                  # tokens (rank 0), seconds a step, bytes sent, bytes of weights and cache, when a stage computed
     "A rank that generates greedily with its part of a model"
     with process_group() as group:
         ranks = Ranks(group.rank, group.world)
-        make = stage_runner if kind == 'pipeline' else part_runner
-        runner, cache = make(name, ranks, blocks, **(dict(micro=micro) if kind == 'pipeline' else dict(weights=weights)))
+        runner, cache = resolve(make)(name, ranks, blocks, **more)
         times = []
         if group.rank: follow(runner, ranks, cache); out = None
         else: out = greedy(lead := Leader(runner, ranks, cache), cache, prompts, tokens, times); lead.close()
@@ -541,92 +536,3 @@ def _follow_main(call: dict) -> None:
     model = connect(part, share, group)
     runner, cache = make_runner(model, group, **json.loads(bytes(group.hear())))
     follow(runner, group, cache)
-
-# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #00696456
-def load_stage(name: str | Path, stage: int, stages: int, device='cpu', dtype=torch.float32) -> tuple: # a `Stage`, tokenizer
-    "Read the weights of some layers, and no others"
-    from labkit.pretrain.pipeline import Stage
-    cfg, tokenizer, pairs = stored_model(name)
-    with torch.device('meta'): part = Stage(Transformer(cfg), stage, stages)
-    part = part.to(dtype).to_empty(device=device).eval().requires_grad_(False)
-    places = {n: place for full, p in part.named_parameters() for n, place in expert_views(full, p)}
-    for n, t in pairs:
-        if n in places: places[n].copy_(t) if isinstance(t, Tensor) else t.into(places[n])
-    return part, tokenizer
-
-def stage_layers(part) -> list[int]:
-    "Numbers of a stage's layers in the whole"
-    return [int(n) for n, _ in part.layers.named_children()]
-
-def stage_config(part) -> ModelConfig:
-    "A config for the cache of a stage: its layers, counted from 0"
-    mine = stage_layers(part)
-    windows = part.cfg.window_layers
-    return replace(part.cfg, n_layers=len(mine), window_layers=None if windows is None else tuple(i - mine[0] for i in windows if i in mine))
-
-def micro_batches(
-    work: Sequence, # of `Work` or `Told`
-    n: int,         # how many, at most
-) -> list[list[Told]]:
-    "Cut a step into batches with about the same number of tokens, in order; a part may be cut in two, but not within the tokens whose scores are wanted"
-    left, room = [Told(w.request, w.start, w.n, list(w.ids), w.wants) for w in work], -(-sum(w.n for w in work)//n)
-    out, used = [[]], 0
-    while left:
-        w = left.pop(0)
-        k = w.n if w.n <= room - used else min(room - used, w.n - max(w.wants, 1))
-        if k <= 0 and used: out.append([]); used = 0; left.insert(0, w); continue
-        k = k if k > 0 else w.n
-        out[-1].append(replace(w, n=k, ids=w.ids[:k], wants=w.wants if k == w.n else 0)); used += k
-        if k < w.n: left.insert(0, replace(w, start=w.start + k, n=w.n - k, ids=w.ids[k:]))
-    return out
-
-# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #d16fc1c8
-def step_inputs(cache: PagedCache, work: Sequence) -> tuple[PagedAttention, Tensor, Tensor, list[int]]: # attention; ids and positions (1, N); rows whose scores are wanted
-    "What a model needs for a step"
-    attention = PagedAttention(cache, [Span(w.request.table, w.start, w.n) for w in work])
-    ids, pos = torch.tensor([[t for w in work for t in w.ids]]), torch.cat([torch.arange(w.start, w.start + w.n) for w in work])[None]
-    return attention, ids, pos, [r for w, end in zip(work, attention.ends) for r in range(end - w.wants, end)]
-
-class StageRunner:
-    "A stage's part of a step: receive, compute, send, micro-batch by micro-batch; scores end on rank 0"
-    name = 'torch, a stage of a pipeline'
-    def __init__(self,
-        part,              # a `Stage`
-        cache: PagedCache, # of the stage's layers
-        ranks: Ranks,
-        micro: int = 2,    # micro-batches a step
-    ): self.model, self.cache, self.ranks, self.micro, self.events = part, cache, ranks, micro, []
-    @property
-    def weights(self) -> str: return str(next(self.model.parameters()).dtype)[6:]
-    @torch.inference_mode()
-    def __call__(self, work: Sequence) -> Tensor: # (sum of wants, V) on rank 0
-        "One step"
-        batches, under_way = micro_batches(work, self.micro), []
-        for b in batches: under_way += self._one(b)
-        scores = [self._receive(n, self.model.cfg.vocab_size, self.ranks.ranks - 1) for b in batches if (n := sum(w.wants for w in b))] if self.ranks.rank == 0 else []
-        for handle, _ in under_way: handle.wait()
-        return torch.cat(scores) if scores else torch.empty(0, self.model.cfg.vocab_size)
-    def _one(self, work: list[Told]) -> list:
-        attention, x, pos, last = step_inputs(self.cache, work)
-        m, p = self.model, next(self.model.parameters())
-        if not m.first: x = self._receive(x.shape[1], m.cfg.dim, self.ranks.rank - 1)[None]
-        t0, first = time.monotonic(), stage_layers(m)[0]
-        m.attention = lambda q, k, v, layer: attention(q, k, v, layer - first)
-        h = m.hidden(x.to(p.device), pos.to(p.device))[0]                                  # (N, D)
-        out = h if not m.last else F.linear(h[last], (m.embed_tokens if m.lm_head is None else m.lm_head).weight)
-        self.events.append((t0, time.monotonic()))
-        return [self._send(out, 0 if m.last else self.ranks.rank + 1)] if len(out) else []
-    def _receive(self, rows: int, width: int, source: int) -> Tensor:
-        p = next(self.model.parameters())
-        t = torch.empty(rows, width, dtype=p.dtype, device=p.device)
-        dist.recv(t, source)
-        return t
-    def _send(self, t: Tensor, to: int) -> tuple:
-        self.ranks.sent['send'] += t.nbytes
-        return dist.isend(t.contiguous(), to), t
-
-def stage_runner(name: str, ranks: Ranks, blocks: int, micro: int = 2) -> tuple[StageRunner, SplitCache]:
-    "A stage of a model and its cache"
-    part, _ = load_stage(name, ranks.rank, ranks.ranks)
-    cache = SplitCache(stage_config(part), blocks)
-    return StageRunner(part, cache, ranks, micro), cache

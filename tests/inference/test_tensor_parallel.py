@@ -3,7 +3,8 @@ import os, signal, subprocess, sys, time, pytest, torch
 from pathlib import Path
 from labkit.core.settings import SettingsError, UserError
 from labkit.inference.quantize import quantize_model, save_quantized, twin
-from labkit.inference.tensor_parallel import Remote, Share, Slice, SplitCache, Told, cut, cut_model, load_part, local_config, micro_batches, open_split, pack, part_of, spread, stored_model, unpack
+from labkit.inference.pipeline import micro_batches
+from labkit.inference.tensor_parallel import Remote, Share, Slice, SplitCache, Told, cut, cut_model, load_part, local_config, open_split, pack, part_of, spread, stored_model, unpack
 from labkit.model.checkpoint import save_model, stored_tensors
 from labkit.model.config import preset
 from labkit.model.transformer import Transformer
@@ -16,6 +17,7 @@ MODELS = {'gqa': {}, 'one_kv_head': dict(n_kv_heads=1), 'untied_all_biases': dic
           'experts': dict(n_experts=4, experts_per_token=2, expert_dim=64, family='mixtral', tie_embeddings=False),
           'shared_expert': dict(n_experts=4, experts_per_token=2, expert_dim=64, shared_expert_dim=32, family='qwen2_moe', qkv_bias=True, tie_embeddings=False)}
 COMPARE, PROMPTS = 'tensor_parallel_ranks:compare_split', [list(range(5, 40)), list(range(90, 93)), list(range(200, 217))]
+PIPE = dict(make='labkit.inference.pipeline:stage_runner')
 LONG = pack([Told(Remote(list(range(80))), 0, 1280, list(range(64))*20, 1)], []) # more than the 512 integers of a first message
 
 @pytest.fixture(scope='module')
@@ -32,7 +34,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def two(folder):
     g = dict(target='labkit.inference.tensor_parallel:generate_split', name=folder, prompts=PROMPTS, tokens=12, blocks=32)
-    calls = [dict(target=COMPARE, models=MODELS), dict(target=COMPARE, models={k: MODELS[k] for k in ('gqa', 'untied_all_biases', 'one_kv_head')}, packed=True), g, {**g, 'kind': 'pipeline', 'micro': 1}, {**g, 'kind': 'pipeline', 'micro': 3},
+    calls = [dict(target=COMPARE, models=MODELS), dict(target=COMPARE, models={k: MODELS[k] for k in ('gqa', 'untied_all_biases', 'one_kv_head')}, packed=True), g, {**g, **PIPE, 'micro': 1}, {**g, **PIPE, 'micro': 3},
              dict(target='tensor_parallel_ranks:pass_on', numbers=LONG)]
     return list(zip(*launch('labkit.pretrain.parallel:each', 2, threads=1, calls=calls)))
 
