@@ -213,6 +213,8 @@ def forget(self: Scheduler) -> None:
 @patch
 def _make_room(self: Scheduler, r: Request, length: int) -> bool:
     "Make `r`'s table fit for `length` tokens: from free blocks, from idle ones, from requests behind; False if `r` itself is the last"
+    size = self.cache.block_size
+    if length == r.computed + 1 <= len(r.table) * size and self.cache.pool.uses[r.table[r.computed // size]] == 1: return True # the usual case
     while (need := self.cache.missing(r.table, length, r.computed) - self.cache.pool.n_free) > 0:
         if self.prefix and self.prefix.evict(need): continue
         victim = self.running[-1]
@@ -320,8 +322,8 @@ def plan(self: Scheduler,
     self._publish()
     for r in [r for r in self.running if self.reach(r.length) != r.reach]: self.rescale(r)
     before = self.n_preempted
-    rs = [r for r in self.running if r.pending and not (r.in_flight and len(r.tokens) + r.in_flight >= r.limit)] # its last token is on its way
-    decodes, prompts = [r for r in rs if r.pending == 1], [r for r in rs if r.pending > 1]
+    rs = [(r, r.pending) for r in self.running if not (r.in_flight and len(r.tokens) + r.in_flight >= r.limit)] # else its last token is on its way
+    decodes, prompts = [r for r, n in rs if n == 1], [r for r, n in rs if n > 1]
     newcomer = self.waiting.first() if self.rows else None
     wanted = sum(r.pending for r in prompts) + (newcomer.pending if newcomer else 0)
     out = self._decodes(decodes, self.budget - len(decodes) - min(self.share, wanted), propose)
