@@ -104,6 +104,6 @@ def quality_figure(
         if any(r['errors']): last.plot([100 * e for e in r['errors']], label=r['scheme'], color=c)
     last.set(xlabel='block', ylabel='error of the stream (%)', ylim=0); last.legend(fontsize=7)
     for ax in (first, *rest): ax.margins(y=.2); ax.tick_params(axis='x', labelsize=7, rotation=30 if len(rows) > 3 else 0)
-    fig.tight_layout(); plt.close(fig)
+    plt.close(fig)
     return fig
 
