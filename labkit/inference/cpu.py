@@ -9,10 +9,10 @@ __all__ = ['LANES', 'I8', 'I16', 'I32', 'I64', 'F16', 'F32', 'FORMATS', 'BITS', 
            'TOKENS', 'ROUNDS', 'STEPS', 'STOP', 'COUNTERS', 'HIDDEN', 'FEW', 'MATRICES', 'GGUF_FORMATS', 'matmul_rows',
            'Packed', 'interleaved', 'barrier', 'share', 'norm_row', 'rotate', 'unpack_row', 'keep', 'eight_at',
            'attend_one', 'attend_many', 'prepare', 'heads_part', 'attention_part', 'add_part', 'feed_forward_part',
-           'serve', 'unsupported', 'packed_gguf', 'rounded', 'packed_w4', 'NumbaRunner']
+           'serve', 'unsupported', 'open_packed', 'packed_gguf', 'rounded', 'packed_w4', 'NumbaRunner']
 
-# %% ../../nbs/5_inference/12_cpu.ipynb #1273e295
-import functools, math, threading, weakref
+# %% ../../nbs/5_inference/12_cpu.ipynb #d2c54748
+import functools, math, platform, threading, weakref
 from dataclasses import dataclass
 import numpy as np
 import torch
@@ -664,7 +664,7 @@ def serve(t, nt, sync, seen, patience, mm, job, ids, pos, seq, tables, want, tas
         barrier(sync, nt)
         seen, idle = now, 0
 
-# %% ../../nbs/5_inference/12_cpu.ipynb #ae6ac487
+# %% ../../nbs/5_inference/12_cpu.ipynb #3825ae6f
 MATRICES = ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj', 'self_attn.o_proj', 'mlp.gate_proj', 'mlp.up_proj', 'mlp.down_proj')
 
 def unsupported(
@@ -673,6 +673,7 @@ def unsupported(
 ) -> str | None: # the reason, or None
     "Why the compiled step can't run this model"
     c, p = model.cfg, next(model.parameters())
+    if platform.machine().lower() in ('x86_64', 'amd64') and 'f16c' not in _CPU: return 'this processor has no instruction for half precision'
     if p.device.type not in ('cpu', 'meta'): return f'the model is on {p.device}'
     if p.dtype != torch.float32: return f'the model is in {str(p.dtype)[6:]}, the compiled step computes in float32'
     if bad := [n for n in (c.dim, c.n_heads * c.head_dim, c.ffn_dim) if n % 32]: return f'a width of {bad[0]} is no multiple of 32'
@@ -683,17 +684,34 @@ def unsupported(
     if model.rope.dynamic: return 'dynamic RoPE scaling depends on the length'
     return None
 
-# %% ../../nbs/5_inference/12_cpu.ipynb #e9fc4721
+# %% ../../nbs/5_inference/12_cpu.ipynb #cf1adc16
 GGUF_FORMATS = {'Q4_0': 'q4_0', 'Q4_1': 'q4_1', 'Q8_0': 'q8_0'} # kinds of blocks that are read as they are; matrices of other kinds are rounded to q8_0
 
-def packed_gguf(
+def open_packed(
     path, # a .gguf file
-) -> dict[str, Packed]: # by the model's parameter names
-    "The quantized matrices of a GGUF file as the compiled step reads them"
-    from labkit.model.gguf import gguf_config, model_tensors, read_gguf
+) -> tuple: # `Transformer` in float32, `Tokenizer`, packed matrices by the model's parameter names
+    "A GGUF file for the compiled step. The model's own matrices take no memory before they are unpacked: when torch computes with it, or by `model.fill()`"
+    from labkit.model.gguf import gguf_config, gguf_tokenizer, model_tensors, read_gguf
+    from labkit.model.transformer import from_tensors
     f = read_gguf(path)
-    kept = (t for t in model_tensors(f, gguf_config(f)) if t.kind not in ('F32', 'F16', 'BF16') and len(t.shape) == 2 and t.shape[1] % 32 == 0)
-    return {t.name: Packed(GGUF_FORMATS[t.kind], t.blocks, t.shape[1]) if t.kind in GGUF_FORMATS else rounded(t.dequantize()) for t in kept}
+    cfg, waiting = gguf_config(f), []
+    tensors = list(model_tensors(f, cfg))
+    packed = {t.name: _as_packed(t) for t in tensors if t.kind not in ('F32', 'F16', 'BF16') and len(t.shape) == 2 and t.shape[1] % 32 == 0}
+    model = from_tensors(cfg, ((t.name, _Later(t, waiting) if t.name in packed else t) for t in tensors), str(path))
+    def fill(*_):
+        while waiting: waiting.pop()()
+    model.fill = fill
+    model.embed_tokens.register_forward_pre_hook(fill)
+    return model, gguf_tokenizer(f), packed
+
+def packed_gguf(path) -> dict[str, Packed]: return open_packed(path)[2]
+
+class _Later:
+    "A weight that is put into the model when it is asked for"
+    def __init__(self, tensor, waiting): self.shape, self.tensor, self.waiting = tensor.shape, tensor, waiting
+    def into(self, place): self.waiting.append(torch.no_grad()(functools.partial(self.tensor.into, place)))
+
+def _as_packed(t) -> Packed: return Packed(GGUF_FORMATS[t.kind], t.blocks, t.shape[1]) if t.kind in GGUF_FORMATS else rounded(t.dequantize())
 
 def rounded(
     w: np.ndarray, # (rows, columns) float32
@@ -744,14 +762,16 @@ class NumbaRunner:
         self._scratch()
         self.wakes = None # until `compile`
 
-# %% ../../nbs/5_inference/12_cpu.ipynb #5960bb01
+# %% ../../nbs/5_inference/12_cpu.ipynb #fe2b39f9
 @patch
 def _pack(self: NumbaRunner, packed):
     "Tables of addresses; `self.held` keeps what they point to alive"
     m, c = self.model, self.model.cfg
     def get(name, unit=LANES):
         p = packed.get(f'{name}.weight')
-        return p if p and len(p.data) % LANES == 0 and unit % LANES == 0 else _plain(m.get_submodule(name).weight)
+        if p and len(p.data) % LANES == 0 and unit % LANES == 0: return p
+        if p and hasattr(m, 'fill'): m.fill()
+        return _plain(m.get_submodule(name).weight)
     layers = [get(f'layers.{i}.{n}', c.head_dim if n in MATRICES[:3] else LANES) for i in range(len(m.layers)) for n in MATRICES]
     self.matrices = [*layers, get('embed_tokens'), *([get('lm_head')] if m.lm_head is not None else [])]
     self.held = interleaved(self.matrices)

@@ -21,7 +21,7 @@ from ..corpus.tokens import Tokenizer
 from .config import ModelConfig, from_hf, to_hf
 from .gguf import load_gguf
 from .moe import expert_views
-from .transformer import Transformer, from_tensors
+from .transformer import Transformer, from_tensors, without_numbers
 
 # %% ../../nbs/2_model/05_checkpoint.ipynb #fd41d101
 class CheckpointError(UserError):
@@ -218,8 +218,7 @@ def _pack(pairs: Iterable[tuple[str, Tensor]], limit: int) -> list[dict[str, Ten
 
 def _planned(cfg: ModelConfig, dtype: torch.dtype, limit: int) -> list[dict[str, Tensor]]:
     "Every tensor of a checkpoint in its shard: names, shapes and types, without numbers"
-    with torch.device('meta'): model = Transformer(cfg).to(dtype)
-    return _pack(to_hf_tensors(model.state_dict().items(), cfg), limit)
+    return _pack(to_hf_tensors(without_numbers(cfg).to(dtype).state_dict().items(), cfg), limit)
 
 # %% ../../nbs/2_model/05_checkpoint.ipynb #cd219225
 def _begin(path: Path, shard: dict[str, Tensor]) -> dict[str, int]: # name: byte where its numbers go
