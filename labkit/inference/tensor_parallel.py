@@ -262,7 +262,7 @@ def connect(
     model.cfg = replace(model.cfg, vocab_size=share.cfg.vocab_size)
     return model
 
-# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #21208c02
+# %% ../../nbs/5_inference/18_tensor_parallel.ipynb #612a6b39
 @dataclass(eq=False)
 class Remote:
     "A request as the followers know it: what runners read of a `Request`"
@@ -270,6 +270,7 @@ class Remote:
     row: int = -1
     id: int = -1
     preemptions: int = 0
+    reach: int = 0               # see `Request`
     adapter: str | None = None
 
 @dataclass(frozen=True)
@@ -289,7 +290,7 @@ def pack(
 ) -> list[int]:
     "A step as integers"
     out = [len(copies), *(b for c in copies for b in c)]
-    for w in work: out += [w.start, w.n, w.wants, w.request.row, w.request.id, w.request.preemptions, len(w.request.table), *w.request.table, *w.ids]
+    for w in work: out += [w.start, w.n, w.wants, w.request.row, w.request.id, w.request.preemptions, w.request.reach, len(w.request.table), *w.request.table, *w.ids]
     return out
 
 def unpack(
@@ -301,10 +302,10 @@ def unpack(
     take = lambda n: [next(it) for _ in range(n)]
     copies, work = [tuple(take(2)) for _ in range(next(it))], []
     for start in it:
-        n, wants, row, id, preemptions, blocks = take(6)
+        n, wants, row, id, preemptions, reach, blocks = take(7)
         if row not in known or known[row].id != id or row < 0: known[row] = Remote([], row, id)
         r = known[row]
-        r.table, r.preemptions = take(blocks), preemptions
+        r.table, r.preemptions, r.reach = take(blocks), preemptions, reach
         work.append(Told(r, start, n, take(n), wants))
     return copies, work
 

@@ -128,10 +128,10 @@ def test_quantized_folders_and_groups_that_do_not_fit(folder, tmp_path):
     with pytest.raises(SettingsError, match='a group of 128 weights would be cut in two'): cut(Share(preset('lab-1m', n_heads=6, n_kv_heads=6, dim=384), 1, 2), 'layers.0.self_attn.o_proj.scales', torch.ones(384, 3), 384)
 
 def test_steps_survive_the_wire():
-    known, work = {}, [Told(Remote([4, 7], 2, 55, 1), 16, 3, [11, 12, 13], 2), Told(Remote([], -1, -1), 0, 1, [9], 0)]
+    known, work = {}, [Told(Remote([4, 7], 2, 55, 1, 4096), 16, 3, [11, 12, 13], 2), Told(Remote([], -1, -1), 0, 1, [9], 0)]
     copies, got = unpack(pack(work, [(1, 2), (3, 4)]), known)
     assert copies == [(1, 2), (3, 4)] and [(w.request.table, w.start, w.n, w.ids, w.wants) for w in got] == [(w.request.table, w.start, w.n, w.ids, w.wants) for w in work]
-    assert got[0].guess == [13] and (got[0].request.row, got[0].request.id, got[0].request.preemptions) == (2, 55, 1)
+    assert got[0].guess == [13] and (got[0].request.row, got[0].request.id, got[0].request.preemptions, got[0].request.reach) == (2, 55, 1, 4096)
     again = unpack(pack(work[:1], []), known)[1]
     assert again[0].request is got[0].request                               # a runner sees that it is the same request
     other = unpack(pack([Told(Remote([4], 2, 56), 0, 1, [1], 1)], []), known)[1]
