@@ -26,7 +26,8 @@ def scores(B, V, dtype, g):
 def same_tokens(device):
     "All filters, penalties and masks, one tile and several, ties, bad rows, padding"
     for V in (100, 4100, 32000, 40000):
-        for dtype in (torch.float32, torch.float16 if device == 'cpu' else torch.bfloat16):
+        low = torch.float16 if device == 'cpu' else torch.bfloat16
+        for dtype in (torch.float32, low) if V < 5000 or device == 'cuda' else (low,) if V < 40000 else (torch.float32,): # the interpreter is slow
             g = torch.Generator().manual_seed(V)
             s, x = some(12, V, g, device), scores(10, V, dtype, g).to(device)
             s.allowed[::3] = torch.randint(-2**31, 2**31 - 1, s.allowed[::3].shape, generator=g).int().to(device)
@@ -68,8 +69,8 @@ def counts_on(device):
     assert s.sample(x, torch.tensor([0, 0, 0], device=device).int()).tolist()[0] == 4, 'after min_tokens the end may come'
 
 def right_distribution(device):
-    "2,500 draws each with different filters: chi-square against `distribution`; of the kernel where it is compiled, else of the reference, which gives the same tokens"
-    g, V, n = torch.Generator().manual_seed(11), 40, 2500
+    "1,000 draws each with different filters: chi-square against `distribution`; of the kernel where it is compiled, else of the reference, which gives the same tokens"
+    g, V, n = torch.Generator().manual_seed(11), 40, 1000
     x = 2*torch.randn(V, generator=g)
     wishes = [Sampling(temperature=1.), Sampling(temperature=.5), Sampling(temperature=2., top_k=6), Sampling(temperature=1., top_p=.8), Sampling(temperature=1., min_p=.1), Sampling(temperature=1.5, top_k=12, top_p=.7, min_p=.02)]
     s = RowParams(n, V, device)
