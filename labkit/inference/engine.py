@@ -26,7 +26,7 @@ from .adapters import Adapters
 from .cache import PagedCache
 from .prefix import PrefixCache
 from .runner import TorchRunner, longest, reach, reaches
-from .quantize import W4Linear, linears, load_quantized, quantization_of, quantize_model
+from .quantize import QuantizedLinear, linears, load_quantized, quantization_of, quantize_model
 from .sampling import BadSampling, Choice, NotFinite, check_sampling, choose, generator_for, with_logprobs
 from .scheduler import Preemption, Request, Scheduler, Work
 from .score import Scorer, batches
@@ -623,7 +623,7 @@ def load_weights(self: Engine,
     state: dict[str, torch.Tensor], # parameters by name, all of them
 ) -> None:
     "New weights in place of the old ones; running requests go on with them, from recomputed keys and values"
-    if linears(self.model, W4Linear): raise UserError('weights cannot be replaced in a model that is quantized to 4 bits; open it with weights = auto')
+    if linears(self.model, QuantizedLinear): raise UserError('weights cannot be replaced in a quantized model; open it with weights = auto')
     own = self.model.state_dict()
     if wrong := [n for n in sorted(own.keys() | state.keys()) if n not in own or n not in state or own[n].shape != state[n].shape]:
         raise UserError(f'these weights do not fit {self.model_name}: {", ".join(wrong[:3])}{" …" if len(wrong) > 3 else ""}: missing, unknown, or of another shape')
@@ -660,7 +660,7 @@ def open(cls: Engine,
     if compiled and dev.torch_dtype == torch.float32 and (file := _gguf(name_or_path)): model, tokenizer, packed = _open_packed(file)
     else: model, tokenizer, packed = *_load(name_or_path, dev), {}
     if adapter: _merge_adapter(_complete(model), adapter); packed = {}
-    if settings.weights == 'w4' and not linears(model, W4Linear): quantize_model(_complete(model))
+    if settings.weights != 'auto' and not linears(model, QuantizedLinear): quantize_model(_complete(model), scheme=settings.weights)
     if compiled: packed = _packed(model, packed)
     name = Path(name_or_path).stem if Path(name_or_path).exists() else str(name_or_path)
     return cls(model.requires_grad_(False), tokenizer, settings, name, run.seed, packed)
