@@ -132,6 +132,7 @@ def _evict_unpinned(self: PrefixCache, n_blocks: int) -> int:
     freed, gone = 0, []
     for node in self.lru:
         if freed >= n_blocks: break
+        if node.children: continue                       # what is below it is used by a table with a beginning of its own
         while node.blocks and freed < n_blocks and self.pool.uses[node.blocks[-1]] == 1:
             self.pool.drop(node.blocks.pop()); freed += 1
             first = node.keys[0]; node.keys.pop()

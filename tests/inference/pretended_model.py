@@ -10,14 +10,15 @@ END = 0
 
 def cache(blocks, size=4): return PagedCache(CFG, blocks, size, torch.int64)
 def mix(h, token): return (h * 1_000_003 + token + 1) % (2**61 - 1)
+def begin(adapter=None): return 7 if adapter is None else 8       # an adapter changes keys and values
 def digest(ids, h=7):
     for t in ids: h = mix(h, t)
     return h
 def next_token(h): return h // 7 % 6                          # six tokens, so that beginnings meet
 
-def alone(prompt, limit, end=END):
+def alone(prompt, limit, end=END, adapter=None):
     "What a request gets without a scheduler"
-    h, out = digest(prompt), []
+    h, out = digest(prompt, begin(adapter)), []
     while len(out) < limit:
         out.append(next_token(h)); h = mix(h, out[-1])
         if out[-1] == end: break
@@ -33,9 +34,9 @@ class Model:
         for w in work:
             r = w.request
             assert w.start + w.n < len(r.prompt) + r.limit, f'request {r.id} computes what nobody will ask for'
-            h = int(k[self._slot(r, w.start - 1)]) if w.start else 7
+            h = int(k[self._slot(r, w.start - 1)]) if w.start else begin(r.adapter)
             known = r.ids(0, w.start)
-            assert h == digest(known[:-1] + [self.last[r.row]] if known and known[-1] == -1 else known), f'request {r.id} finds something else at token {w.start - 1}'
+            assert h == digest(known[:-1] + [self.last[r.row]] if known and known[-1] == -1 else known, begin(r.adapter)), f'request {r.id} finds something else at token {w.start - 1}'
             hs = []
             for i, t in enumerate(w.ids):
                 h = mix(h, self.last[r.row] if t == -1 else t)
@@ -47,7 +48,7 @@ class Model:
         return out
     def _whole(self, r, n):
         "Do all blocks of `r` hold what its tokens ask for?"
-        h = 7
+        h = begin(r.adapter)
         for i, t in enumerate(r.ids(0, n)):
             h = mix(h, t)
             if t == -1: return True
@@ -104,8 +105,6 @@ def check_tree(prefix):
             assert n.parent is parent and len(n.keys) == len(n.blocks) > 0 and parent.children[n.keys[0]] is n
             assert (n in prefix.lru) == (n.pins == 0) and n.pins >= max((c.pins for c in n.children.values()), default=0)
             assert all(pool.kept[b] for b in n.blocks)
-            uses = [pool.uses[b] for b in n.blocks]
-            assert uses == sorted(uses, reverse=True), 'a block is used where the one before it is not'
             held += len(n.blocks)
             todo += [(c, n) for c in n.children.values()]
     tails = [s.tail for s in prefix.sessions.values() if s.tail is not None]

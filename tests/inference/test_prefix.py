@@ -54,6 +54,16 @@ def test_what_is_used_stays():
     assert p.match([1] * 12) == (a[:2], 8)
     check_tree(p)
 
+def test_a_beginning_stays_while_somebody_uses_what_follows():
+    p = make()
+    put(p, [1] * 4)
+    table = []; p.cache.grow(table, 8)                                # computed beside the first, with a copy of its own
+    p.insert([1] * 8, table)
+    assert p.evict(9) == 0, 'the second block hangs on the first, which nobody uses'
+    check_tree(p)
+    p.cache.free(table)
+    assert p.evict(9) == 2 and p.pool.n_free == 20
+
 def test_pinned_beginnings_stay():
     p = make()
     a = put(p, [1] * 12)
@@ -142,6 +152,9 @@ def test_a_tail_is_used_only_where_it_follows():
     assert p.match([1] * 4 + [2] * 5, None, 'a')[1] == 4 and p.match([1] * 12, 'x', 'a')[1] == 0
     put(p, [1] * 8)
     assert p.match([1] * 12, None, 'a')[1] == 8, 'somebody else has gone further'
+    table = []; p.cache.grow(table, 3)
+    p.hold('b', [2] * 4, table, 3)
+    assert p.match([2] * 5, None, 'b')[1] == 3 and p.match([2] * 5, 'x', 'b')[1] == 0, 'another adapter has other keys and values'
 
 def test_the_oldest_sessions_are_forgotten():
     p = PrefixCache(cache(20), max_sessions=2)

@@ -5,7 +5,7 @@ from hypothesis import given, settings as hyp, strategies as st
 from labkit.core.settings import UserError
 from labkit.inference.prefix import PrefixCache
 from labkit.inference.scheduler import Preemption, Queue, Scheduler, Work
-from pretended_model import Engine, alone, cache, check_nothing_left, check_tree, digest, next_token, request
+from pretended_model import Engine, alone, begin, cache, check_nothing_left, check_tree, digest, next_token, request
 
 def scheduler(blocks=40, size=4, share_prefixes=True, **changes):
     c = cache(blocks, size)
@@ -23,7 +23,7 @@ def test_random_lives(overlap, how, seed, blocks, size, budget, max_batch, share
     s = scheduler(-(-blocks * 4 // size), size, how != 'none', budget=budget, max_batch=max_batch, share=share, aging=rng.choice([1, 50]),
                   preemption=Preemption('swap', rng.choice([300, 10**6])) if how == 'swap' else Preemption())
     def propose(r, k):
-        h, out = digest(r.prompt + r.tokens), []
+        h, out = digest(r.prompt + r.tokens, begin(r.adapter)), []
         for _ in range(rng.randint(0, min(k, 4))):
             t = next_token(h); h = digest([t], h); out.append(t if rng.random() > wrong else 3)
         return tuple(out)
@@ -52,7 +52,7 @@ def test_random_lives(overlap, how, seed, blocks, size, budget, max_batch, share
     e.run()
     assert len(e.done) == len(rs)
     for r in rs:
-        want = alone(r.prompt, r.limit)
+        want = alone(r.prompt, r.limit, adapter=r.adapter)
         assert r.tokens == want if r not in aborted else r.tokens == want[:len(r.tokens)]
     assert all(sum(n for _, _, n in p) <= s.budget for p in e.plans)
     check_nothing_left(s)
