@@ -26,7 +26,7 @@ from .adapters import Adapters
 from .cache import PagedCache
 from .prefix import PrefixCache
 from .runner import TorchRunner, longest, reach, reaches
-from .quantize import QuantizedLinear, linears, load_quantized, quantization_of, quantize_model
+from .quantize import QuantizedLinear, linears, quantization_of, quantize_model
 from .sampling import BadSampling, Choice, NotFinite, check_sampling, choose, generator_for, with_logprobs
 from .scheduler import Preemption, Request, Scheduler, Work
 from .score import Scorer, batches
@@ -122,13 +122,14 @@ class Engine:
         packed: dict | None = None,                   # packed weights for the compiled CPU step, see `packed_gguf`
         guesser=None,                                 # proposes tokens to check, see `PromptLookup` (default: as the settings say)
         journal: str | Path | None = None,            # file for all that comes in, see `replay`
+        split=None,                                   # the other processes that hold parts of the model, see `open_split`
     ):
         self._model, self.tokenizer, self.model_name = model.eval(), tokenizer, name
         self.settings = settings.on(next(model.parameters()).device)
         self.packed, self.max_context = packed or {}, _context(model, settings)
         self._seeds, self._ids = torch.Generator().manual_seed(seed), itertools.count()
         self._inbox, self._aborts, self._outbox, self._jobs = deque(), deque(), deque(), {}
-        self._flight, self._guesser = None, guesser                             # a step that a device still computes
+        self._split, self._flight, self._guesser = split, None, guesser                             # a step that a device still computes
         self._lock, self._intake = threading.RLock(), threading.Lock()          # a step; a submission
         self._journal = Path(journal).open('w', encoding='utf-8', buffering=1) if journal else None
         self._counts = dict(requests=0, finished=0, aborted=0, failed=0, prompt_tokens=0, generated_tokens=0, steps=0, busy_s=0.0, guessed=0, accepted=0)
@@ -156,13 +157,34 @@ def _set_up(self: Engine):
     "Cache, scheduler and runner for the model as it is now"
     s, p = self.settings, next(self._model.parameters())
     new = lambda blocks: PagedCache(self._model.cfg, blocks, s.block_size, p.dtype, p.device, kind='model' if s.kv == 'auto' else s.kv)
-    self.cache = new(-(-(s.cache_tokens or _room(new(1), s)) // s.block_size))
-    self.capacity = min(self.max_context, self.cache.n_blocks * s.block_size)
+    blocks = -(-(s.cache_tokens or _room(new(1), s)) // s.block_size)
+    self.capacity = min(self.max_context, blocks * s.block_size)
+    self.cache = self._start_split(blocks) if self._split else new(blocks)
     self.prefix = PrefixCache(self.cache) if s.prefix else None
     self.reach = partial(reach, self._model.rope.cfg, limit=self.max_context)
     self.scheduler = Scheduler(self.cache, s.max_batch, s.step_tokens, self.prefix, reach=self.reach, preemption=Preemption('swap', int(s.swap_gb * 1e9)) if s.swap_gb else Preemption())
     self.runner, self.guesser = self._make_runner(), self._guesser or self._make_guesser()
     self.score = Scorer(lambda work: self.runner(work), self.cache, self._free_blocks, s.step_tokens, self.reach)
+
+@patch
+def _start_split(self: Engine, blocks: int) -> PagedCache:
+    "The same cache and the same runner in every process; this one's leads"
+    s, gpu = self.settings, next(self._model.parameters()).is_cuda
+    if s.swap_gb: raise UserError('[inference] swap_gb: with tensor_parallel the keys and values of a request lie in several processes and are not moved to the host; set it to 0')
+    own = dict(backend='cuda', max_batch=s.max_batch, max_len=self.capacity, invariant=s.invariant) if gpu and s.backend != 'torch' else {}
+    self._leader, cache = self._split.start(n_blocks=blocks, block_size=s.block_size, kind='model' if s.kv == 'auto' else s.kv, **own)
+    return cache
+
+@patch
+def _alone(self: Engine, what: str):
+    if self._split: raise UserError(f'{what}: not with tensor_parallel = {self.settings.tensor_parallel}; open the model in one process for it')
+
+@patch
+def close(self: Engine) -> None:
+    "End the other processes, if there are any, and the journal"
+    with self._lock:
+        if self._split: self._wait(); self._split.close(); self._split = None
+        if self._journal: self._journal.close()
 
 def _room(one: PagedCache, s: EngineSettings) -> int:
     "Tokens that fit into 85% of what is free on the GPU, after room for a step"
@@ -176,6 +198,9 @@ def _make_runner(self: Engine):
     "The runner that the settings ask for; `auto` says in `stats()` why it chose as it did"
     from labkit.inference import cpu
     s, gpu = self.settings, self.cache.k.is_cuda
+    if self._split:
+        self.plain, self.backend_reason = self._leader, f'the model is cut into {s.tensor_parallel} parts'
+        return self._leader
     if s.backend == 'cuda' and os.environ.get('TRITON_INTERPRET') == '1': gpu = True      # kernels on the CPU, for tests
     if gpu: from labkit.inference import gpu_runner
     plain = self.plain = TorchRunner(self._model, self.cache)
@@ -195,9 +220,12 @@ def _make_guesser(self: Engine):
     "Who proposes tokens, if anybody"
     name = self.settings.speculate
     if name == 'none': return None
-    from labkit.inference.speculate import DraftModel, PromptLookup
-    if name == 'lookup': return PromptLookup()
-    return DraftModel(_load(name, self.cache.k.device, self.cache.dtype)[0], self.settings.max_batch)
+    from labkit.inference.speculate import Adaptive, DraftModel, PromptLookup
+    if name == 'lookup': return Adaptive(PromptLookup())
+    from labkit.model.checkpoint import open_model
+    draft = open_model(name, str(self.cache.k.device), self.cache.dtype)[0]
+    if draft.cfg.vocab_size != self._model.cfg.vocab_size: raise UserError(f'[inference] speculate = {name}: it has {draft.cfg.vocab_size} tokens and {self.model_name} {self._model.cfg.vocab_size}; a draft needs the same vocabulary')
+    return Adaptive(DraftModel(draft, self.settings.max_batch))
 
 def _compiled(runner):
     "The runner with its step compiled; says so where that takes long"
@@ -592,6 +620,7 @@ def embed(self: Engine,
     texts: Sequence[str | Sequence[int]], # texts, or token ids
 ) -> torch.Tensor:                        # (n, D) float32, each of length 1
     "Mean of the last layer's states over each text"
+    self._alone('embed')
     rows, dev = [self._ids_of(t) for t in texts], self.cache.k.device
     out = torch.empty(len(rows), self.model.cfg.dim)
     for n in sorted({len(r) for r in rows}):                          # texts of one length together: nothing is padded
@@ -609,6 +638,7 @@ def load_adapter(self: Engine,
     folder: str | Path, # a LoRA adapter, labkit's or PEFT's
 ) -> None:
     "Requests may use this adapter from now on; many adapters share a batch"
+    self._alone('load_adapter')
     with self._lock: self.adapters.load(name, folder)
 
 @patch
@@ -623,6 +653,7 @@ def load_weights(self: Engine,
     state: dict[str, torch.Tensor], # parameters by name, all of them
 ) -> None:
     "New weights in place of the old ones; running requests go on with them, from recomputed keys and values"
+    self._alone('load_weights')
     if linears(self.model, QuantizedLinear): raise UserError('weights cannot be replaced in a quantized model; open it with weights = auto')
     own = self.model.state_dict()
     if wrong := [n for n in sorted(own.keys() | state.keys()) if n not in own or n not in state or own[n].shape != state[n].shape]:
@@ -656,20 +687,32 @@ def open(cls: Engine,
     "An engine for a model on disk; raises `UserError`"
     dev = pick_device(run)
     set_threads(run.threads)
+    if settings.tensor_parallel > 1: return _open_parts(cls, name_or_path, adapter, run, settings, dev)
     compiled = dev.name == 'cpu' and settings.backend != 'torch'
     if compiled and dev.torch_dtype == torch.float32 and (file := _gguf(name_or_path)): model, tokenizer, packed = _open_packed(file)
     else: model, tokenizer, packed = *_load(name_or_path, dev), {}
     if adapter: _merge_adapter(_complete(model), adapter); packed = {}
     if settings.weights != 'auto' and not linears(model, QuantizedLinear): quantize_model(_complete(model), scheme=settings.weights)
     if compiled: packed = _packed(model, packed)
-    name = Path(name_or_path).stem if Path(name_or_path).exists() else str(name_or_path)
-    return cls(model.requires_grad_(False), tokenizer, settings, name, run.seed, packed)
+    return cls(model.requires_grad_(False), tokenizer, settings, _name(name_or_path), run.seed, packed)
+
+def _name(name_or_path) -> str: return Path(name_or_path).stem if Path(name_or_path).exists() else str(name_or_path)
+
+def _open_parts(cls, name_or_path, adapter, run, settings, dev):
+    "An engine whose model is cut over several processes"
+    from labkit.inference.tensor_parallel import open_split
+    if adapter: raise UserError('an adapter cannot be merged into a model that is cut into parts; merge it first with `labkit export`')
+    gpu = dev.name != 'cpu'
+    split = open_split(name_or_path, settings.tensor_parallel, 'cuda' if gpu else 'cpu', dev.torch_dtype, run.threads, settings.weights, gpu)
+    try: return cls(split.model, split.tokenizer, settings, _name(name_or_path), run.seed, split=split)
+    except BaseException: split.close(); raise
 
 def _load(path, dev):
     "Model and tokenizer, quantized folders included"
     from labkit.corpus.tokens import Tokenizer
+    from labkit.inference.formats import open_quantized
     from labkit.model.checkpoint import open_model
-    if quantization_of(path): return load_quantized(path, dev.name, dev.torch_dtype), Tokenizer.load(path)
+    if quantization_of(path): return open_quantized(path, dev.name, dev.torch_dtype), Tokenizer.load(path)
     return open_model(path, dev.name, dev.torch_dtype)
 
 def _gguf(name) -> Path | None:
