@@ -1,5 +1,7 @@
 "Requests longer than training: with dynamic scaling of RoPE each has frequencies for its own length, whoever else is in the batch"
+import subprocess, sys
 from dataclasses import replace
+from pathlib import Path
 import pytest, torch
 from labkit.core.files import samples
 from labkit.core.lm import Sampling
@@ -116,3 +118,8 @@ def test_the_compiled_step_runs_dynamic_models_within_training(tok):
     assert e.stats()['backend'] == 'numba' and e.generate([prompt(40)], Sampling(max_tokens=8, **GREEDY))[0].tokens == Engine(m, tok, settings(**kw)).generate([prompt(40)], Sampling(max_tokens=8, **GREEDY))[0].tokens
     e = Engine(model(tok, trained=64), tok, settings(backend='auto'))
     assert e.stats()['backend'] == 'torch' and 'rotary' in e.stats()['backend_reason']
+
+@pytest.mark.slow
+def test_the_gpu_runner_has_angles_for_every_reach():
+    out = subprocess.run([sys.executable, Path(__file__).parent/'long_kernels.py'], capture_output=True, text=True, timeout=300)
+    assert out.returncode == 0 and 'equal' in out.stdout, out.stdout + out.stderr
