@@ -1,4 +1,4 @@
-"""Reading the cache is all the work that decoding's attention has: a kernel that follows the block table itself reads every byte once, in whatever format it lies.
+"""Reading the cache is all the work that decoding has in attention: a kernel that follows the block table itself reads every byte once, in whatever format it lies.
 
 Docs: https://labkit.github.io/labkit/nbs/5_inference/attention.html.md"""
 
@@ -8,13 +8,13 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/attention.html.md"""
 __all__ = ['from_bytes', 'as_kept', 'load_meta', 'attention_kernel', 'byte_floats', 'vector_kernel', 'merge_kernel',
            'paged_attention']
 
-# %% ../../nbs/5_inference/10_attention.ipynb #8930c503
+# %% ../../nbs/5_inference/10_attention.ipynb #7729eab1
 import torch, triton
 import triton.language as tl
 from torch import Tensor
 from .kernels import INTERPRETED, after_previous, before_next, kv_kind, launch_options
 
-# %% ../../nbs/5_inference/10_attention.ipynb #6ebc5514
+# %% ../../nbs/5_inference/10_attention.ipynb #9e4fa1ab
 @triton.jit
 def from_bytes(x, like, FAST: tl.constexpr):
     "Bytes as numbers of `like`'s kind: integers below 256 are exact in bfloat16"
@@ -48,7 +48,7 @@ def load_meta(meta, row, ok):
     "Scale and minimum of rows of the cache"
     return tl.load(meta + row*2, mask=ok, other=0.).to(tl.float32), tl.load(meta + row*2 + 1, mask=ok, other=0.).to(tl.float32)
 
-# %% ../../nbs/5_inference/10_attention.ipynb #32085f99
+# %% ../../nbs/5_inference/10_attention.ipynb #4e6acc60
 @triton.jit
 def attention_kernel(q, k, v, k_meta, v_meta, tables, tiles, out, lse, scale, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, SIZE: tl.constexpr, T,
                      SPLITS: tl.constexpr, N: tl.constexpr, G: tl.constexpr, KIND: tl.constexpr, WINDOW: tl.constexpr, FAST: tl.constexpr, PDL: tl.constexpr):
@@ -115,7 +115,7 @@ def attention_kernel(q, k, v, k_meta, v_meta, tables, tiles, out, lse, scale, H:
     if HALVES: tl.store(to + W, ((acc1 + low[:, None])/safe).to(out.dtype.element_ty), mask=keep)
     if SPLITS > 1: tl.store(lse + at, tl.where(s > 0, m + tl.log2(tl.where(s > 0, s, 1.)), -1e30), mask=real)
 
-# %% ../../nbs/5_inference/10_attention.ipynb #f762c4d2
+# %% ../../nbs/5_inference/10_attention.ipynb #7a37799a
 @triton.jit
 def byte_floats(x, FAST: tl.constexpr):
     "Bytes as float32"
@@ -195,7 +195,7 @@ def vector_kernel(q, k, v, k_meta, v_meta, tables, tiles, out, lse, scale, H: tl
     if HALVES: tl.store(out + at + W + dim, ((tl.sum(acc1*weight[:, None], 0) + low)/safe).to(out.dtype.element_ty), mask=keep)
     if SPLITS > 1: tl.store(lse + at//D, tl.where(s > 0, top + tl.log2(safe), -1e30), mask=count > 0)
 
-# %% ../../nbs/5_inference/10_attention.ipynb #90d44e2e
+# %% ../../nbs/5_inference/10_attention.ipynb #ba979d9a
 @triton.jit
 def merge_kernel(out, lse, tiles, y, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr, G: tl.constexpr, PDL: tl.constexpr):
     "The parts' outputs, weighted by their sums of exponentials: one token of a tile, one head; SPLITS is a power of two"
@@ -210,7 +210,7 @@ def merge_kernel(out, lse, tiles, y, H: tl.constexpr, K: tl.constexpr, D: tl.con
         x = tl.load(out + (row*SPLITS + s[:, None])*D + d[None], mask=(d < D)[None], other=0.)
         tl.store(y + ((tl.load(tiles + 4*tile + 1) + t).to(tl.int64)*H + h)*D + d, (tl.sum(x*w[:, None], 0)/tl.sum(w, 0)).to(y.dtype.element_ty), mask=d < D)
 
-# %% ../../nbs/5_inference/10_attention.ipynb #7563cd40
+# %% ../../nbs/5_inference/10_attention.ipynb #b4e6ea1e
 def paged_attention(
     q: Tensor,          # (tokens, H, d)
     kv: tuple,          # k, v (blocks, K, size, W), k_meta, v_meta (blocks, K, size, 2) or None
@@ -228,7 +228,8 @@ def paged_attention(
     "Attention of many tokens of many sequences to what the cache holds, themselves included"
     k, v, k_meta, v_meta = kv
     H, D, K, n = *q.shape[1:], k.shape[1], len(tiles)
-    y, DP, kind = torch.empty_like(q) if y is None else y, triton.next_power_of_2(D), kv_kind(k, D)
+    y, kind = torch.empty_like(q) if y is None else y, kv_kind(k, D)
+    DP = max(32 if kind == 4 else 16, triton.next_power_of_2(D))                          # the tensor core sums over 16 at least
     if kind == 0: k, v = k.view(torch.uint8), v.view(torch.uint8)
     vector = tokens == 1 and H == K and k.dtype != q.dtype if vector is None else vector
     if vector: rows, keys, launch = 1, min(keys, 32 if kind == 4 else 16), launch or dict(num_warps=2)

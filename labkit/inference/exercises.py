@@ -7,7 +7,8 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/exercises.html.md"""
 # %% auto #0
 __all__ = ['blocks_needed', 'kv_bytes', 'bits_per_weight', 'symmetric', 'running_moment', 'compensate', 'which_bits', 'awq_bytes',
            'typical_p', 'gumbel_draw', 'trie_mask', 'acceptance', 'shortest_first', 'block_hashes', 'least_loss',
-           'swap_or_recompute', 'gather_delta', 'speedup', 'my_heads', 'pipeline_use']
+           'swap_or_recompute', 'gather_delta', 'speedup', 'my_heads', 'pipeline_use', 'starts', 'merge_parts',
+           'kv_time', 'nibble_pair', 'parts_for', 'bucket', 'ntk_base', 'room_for']
 
 # %% ../../nbs/5_inference/90_exercises.ipynb #9d5b41ee
 import math
@@ -201,4 +202,62 @@ def pipeline_use(f):
     assert abs(f(2, 1) - .5) < 1e-9, 'with one micro-batch two stages take turns'
     assert abs(f(2, 4) - .8) < 1e-9, 'four micro-batches in two stages need five time slots'
     assert abs(f(4, 12) - .8) < 1e-9, 'twelve in four stages need fifteen'
+
+
+# %% ../../nbs/5_inference/90_exercises.ipynb #32ccbc7a
+@exercise
+def starts(f):
+    "Share of a step that starting kernels takes: `f(kernels, each_us, floor_ms)`"
+    assert math.isclose(f(0, 2, 1.2), 0), 'no kernel, no start'
+    assert math.isclose(f(300, 2, 1.2), 1/3), 'microseconds and milliseconds: 0.6 ms of 1.8'
+
+@exercise
+def merge_parts(f):
+    "Outputs of parts of the keys (S, d) and their log-sum-exps (S,): the output over all keys"
+    s, v = torch.randn(12, generator=torch.Generator().manual_seed(4))*30, torch.randn(12, 5, generator=torch.Generator().manual_seed(5))
+    want, cuts = s.softmax(0) @ v, (slice(0, 3), slice(3, 4), slice(4, 12))
+    outs, lses = torch.stack([s[c].softmax(0) @ v[c] for c in cuts]), torch.stack([s[c].logsumexp(0) for c in cuts])
+    assert torch.allclose(f(outs, lses), want, atol=1e-5), 'each part counts as much as its sum of exponentials'
+    assert torch.isfinite(f(outs, lses + 500)).all(), 'large log-sum-exps must not overflow'
+
+@exercise
+def kv_time(f):
+    "Least seconds of attention in a decode step: `f(tokens, sequences, layers, key_heads, head_dim, bits, bandwidth)`"
+    assert math.isclose(f(2048, 64, 32, 32, 128, 16, 3e12), 2048*64*524_288/3e12), 'keys and values of all layers, read once'
+    assert math.isclose(f(2048, 64, 32, 32, 128, 8, 3e12), 2048*64*270_336/3e12), 'below 16 bits a scale and a minimum come with each head of each token'
+
+@exercise
+def nibble_pair(f):
+    "Two bfloat16 patterns in one word, from the lowest four bits of each half"
+    for a, b in ((0, 15), (7, 1), (12, 9)): assert f(0xabc0_def0 | a | b << 16) == 0x4300_4300 | a | b << 16, 'keep four bits of each half and put them under 0x4300'
+
+@exercise
+def parts_for(f):
+    "Parts of a sum, so that there are enough programs: `f(rows, tile, processors, each)`"
+    assert f(4096, 64, 132, 2) == 4, '64 tiles: four parts are 256 programs, within 264'
+    assert f(22016, 64, 132, 2) == 1, '344 tiles are more than enough'
+    assert f(64, 64, 132, 2) == 8, 'no more than 8 parts'
+
+@exercise
+def bucket(f):
+    "Size of graph for n requests: `f(n, most)`"
+    assert [f(n, 100) for n in (1, 2, 3, 9, 16)] == [1, 2, 4, 16, 16], 'powers of two up to 16'
+    assert [f(n, 100) for n in (17, 33, 97)] == [32, 48, 100], 'then multiples of 16, no more than most'
+
+
+# %% ../../nbs/5_inference/90_exercises.ipynb #72c4a9a9
+@exercise
+def ntk_base(f):
+    "The base of RoPE for a longer text"
+    assert f(10000., 64, 1) == 10000., 'a text as long as training changes nothing'
+    slowest = lambda base, d: base ** (-(d - 2) / d)
+    for s, d in ((4, 64), (32, 128)):
+        assert abs(slowest(f(1e4, d, s), d) * s / slowest(1e4, d) - 1) < 1e-9, f'the slowest pair should be {s} times slower'
+
+@exercise
+def room_for(f):
+    "Tokens of context that a GPU has room for"
+    assert f(80e9, 15e9, 65_000, .1) == 876_923, '80 GB less a tenth and 15 GB of weights, by 65,000 bytes a token'
+    assert isinstance(f(80e9, 15e9, 65_000, .1), int), 'tokens are whole'
+    assert f(10e9, 15e9, 65_000, .1) == 0, 'where the weights do not fit, nothing does'
 

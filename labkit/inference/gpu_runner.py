@@ -7,7 +7,7 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/gpu_runner.html.md"""
 # %% auto #0
 __all__ = ['unsupported', 'join', 'Layer', 'begin_kernel', 'table_row', 'Inputs', 'Launched', 'CudaRunner', 'Graph']
 
-# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #2a129430
+# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #27e6f9e0
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -25,7 +25,7 @@ from .quantize import Int8Linear, W4Linear, unpack
 from .runner import TorchRunner
 from .scheduler import Request, Work
 
-# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #bef92284
+# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #03e72b66
 def unsupported(
     model, # `Transformer`
 ) -> str | None: # a reason
@@ -45,7 +45,7 @@ def _matrices(block) -> dict[str, list[nn.Module]]:
     a, m = block.self_attn, block.mlp
     return dict(qkv=[a.q_proj, a.k_proj, a.v_proj], o=[a.o_proj], gate_up=[m.gate_proj, m.up_proj], down=[m.down_proj])
 
-# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #ec74994d
+# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #55ea1402
 @torch.no_grad()
 def join(
     layers: Sequence[nn.Module], # of the same kind and the same input
@@ -69,9 +69,9 @@ class Layer:
         self.qk_norms = None if a.q_norm is None else (a.q_norm.weight.detach(), a.k_norm.weight.detach())
         self.norm1, self.norm2 = block.input_layernorm.weight.detach(), block.post_attention_layernorm.weight.detach()
 
-# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #7ae7d939
+# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #9574caf4
 @triton.jit
-def begin_kernel(step, last, table, tables, ids, positions, slots, tiles, residual, B, T, V, D: tl.constexpr, P: tl.constexpr, SIZE: tl.constexpr, PDL: tl.constexpr):
+def begin_kernel(step, last, table, tables, positions, slots, tiles, residual, B, T, V, D: tl.constexpr, P: tl.constexpr, SIZE: tl.constexpr, PDL: tl.constexpr):
     """The inputs of a step of single tokens, from step (5, B) int32: row of each request (−1: nobody), position, token (−1: the one chosen last), block of the position, row of its angles.
     The block goes into the request's table, the token's embedding into the residual stream"""
     b, d = tl.program_id(0), tl.arange(0, P)
@@ -96,7 +96,7 @@ def begin_kernel(step, last, table, tables, ids, positions, slots, tiles, residu
 @triton.jit
 def table_row(table, token, D: tl.constexpr): return table + token.to(tl.int64)*D
 
-# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #805af5fc
+# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #85282d01
 @dataclass
 class Inputs:
     "What the kernels of a step read"
@@ -115,7 +115,7 @@ class Launched:
         if self._event: self._event.synchronize()
         return self._tokens[:self._n].tolist()
 
-# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #3b77ebe5
+# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #a803884b
 class CudaRunner:
     "Computes steps with our kernels; steps of single tokens are replayed from graphs"
     name = 'cuda'
@@ -152,7 +152,7 @@ class CudaRunner:
     @property
     def nbytes(self) -> int: return sum(p.nbytes for l in self.layers for p in (l.qkv, l.o, l.gate_up, l.down)) + self.head.nbytes
 
-# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #260ac601
+# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #ebe7b0aa
 @patch
 def hidden(self: CudaRunner, x: Inputs) -> Tensor: # (N, D)
     "All blocks and the last norm"
@@ -182,7 +182,7 @@ def _splits(self: CudaRunner, n: int) -> int:
     if self.invariant: return 4
     return max(1, min(16, 1 << (256//(n*self.cfg.n_kv_heads)).bit_length() - 1)) if n*self.cfg.n_kv_heads < 256 else 1
 
-# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #39a57b67
+# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #37b36a92
 @patch
 def _host(self: CudaRunner, numbers: Sequence[int]) -> Tensor:
     "int32 numbers on their way to the device: one copy, from pinned memory"
@@ -203,7 +203,7 @@ def _upload(self: CudaRunner, work: Sequence[Work]):
     t = self._host([x for w in work for x in (w.request.row, *w.request.table, *[0]*(T - len(w.request.table)))]).view(len(work), 1 + T)
     self.tables[t[:, 0].long(), :T] = t[:, 1:]
 
-# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #9bca3493
+# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #fbffcd79
 @patch
 def _mixed(self: CudaRunner, work: Sequence[Work]) -> tuple[Inputs, Tensor]:
     "Inputs of a step with parts of any length, and which positions are wanted: one copy to the device"
@@ -237,7 +237,7 @@ def _head(self: CudaRunner, h: Tensor) -> Tensor: # (n, V)
     "Scores of some positions"
     return self.head(h, h, self.invariant)[0] if len(h) else h.new_zeros(0, self.cfg.vocab_size)
 
-# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #2d4be926
+# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #6d091bf4
 @patch
 def _single(self: CudaRunner, work: Sequence[Work], B: int) -> Tensor: # (5, B) int32 on the host
     "A step of single tokens as the graph reads it; rows beyond the work are nobody's"
@@ -263,8 +263,8 @@ def _pin(self: CudaRunner, B: int) -> Tensor:
 def _begin(self: CudaRunner, step: Tensor, B: int) -> Inputs:
     "Inputs of single tokens, made on the device"
     new = lambda *shape: torch.empty(*shape, dtype=torch.int32, device=self.device)
-    D, ids, x = self.cfg.dim, new(B), Inputs(torch.empty(B, self.cfg.dim, device=self.device), new(B), new(B), new(B, 4), None)
-    begin_kernel[B,](step, self.params.last, self.embedding, self.tables, ids, x.positions, x.slots, x.singles, x.residual, B, self.tables.shape[1], self.cfg.vocab_size,
+    D, x = self.cfg.dim, Inputs(torch.empty(B, self.cfg.dim, device=self.device), new(B), new(B), new(B, 4), None)
+    begin_kernel[B,](step, self.params.last, self.embedding, self.tables, x.positions, x.slots, x.singles, x.residual, B, self.tables.shape[1], self.cfg.vocab_size,
         D, triton.next_power_of_2(D), self.size, **launch_options(x.residual, num_warps=4))
     return x
 
@@ -275,7 +275,7 @@ def _decode(self: CudaRunner, step: Tensor, sample: bool) -> tuple[Tensor, Tenso
     logits = self._head(self.hidden(self._begin(step, B)))
     return logits, self.params.sample(logits, step[0], torch.empty(B, dtype=torch.int32, device=self.device), advance=True) if sample else None
 
-# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #06fd8e3e
+# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #5c57da7a
 @dataclass
 class Graph:
     "A recorded step for B requests: write `step`, replay, read the results"
@@ -325,7 +325,7 @@ def _run_singles(self: CudaRunner, work: Sequence[Work], sample: bool) -> tuple[
     g.graph.replay()
     return g.logits, g.tokens
 
-# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #b923e7f9
+# %% ../../nbs/5_inference/13b_gpu_runner.ipynb #3deee158
 @patch
 @torch.inference_mode()
 def __call__(self: CudaRunner, work: Sequence[Work]) -> Tensor: # (sum of wants, V)

@@ -7,16 +7,16 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/kernels.html.md"""
 # %% auto #0
 __all__ = ['INTERPRETED', 'TOPS', 'after_previous', 'before_next', 'launch_options', 'add_norm_kernel', 'store_row',
            'silu_mul_kernel', 'add_norm', 'silu_mul', 'quantize_kernel', 'quantize_rows', 'rope_write_kernel',
-           'norm_weight', 'write_rows', 'kv_kind', 'rope_write', 'greedy_kernel', 'greedy']
+           'norm_weight', 'write_rows', 'kv_kind', 'rope_write']
 
-# %% ../../nbs/5_inference/09_kernels.ipynb #e9fcbcd2
+# %% ../../nbs/5_inference/09_kernels.ipynb #25e0cdad
 from functools import cache
 import torch, triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-# %% ../../nbs/5_inference/09_kernels.ipynb #3b8fdefd
+# %% ../../nbs/5_inference/09_kernels.ipynb #53ac245c
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 @triton.jit
@@ -38,7 +38,7 @@ def launch_options(like: Tensor, **more) -> dict:
     "`PDL` and what the launch needs for it: compute capability 9 or more"
     return _dependent(like.device) | more
 
-# %% ../../nbs/5_inference/09_kernels.ipynb #9c1e743e
+# %% ../../nbs/5_inference/09_kernels.ipynb #2b0999c0
 @triton.jit
 def add_norm_kernel(parts, bias, residual, weight, y, scale, B, eps, D: tl.constexpr, P: tl.constexpr, S: tl.constexpr, BIAS: tl.constexpr, TOP: tl.constexpr, PDL: tl.constexpr):
     "residual += sum of the parts; y = RMSNorm(residual), or integers and float8 with a scale by row where TOP > 0"
@@ -78,7 +78,7 @@ def silu_mul_kernel(parts, y, scale, B, F: tl.constexpr, N: tl.constexpr, S: tl.
     before_next(PDL)
     store_row(g/(1 + tl.exp(-g))*u, y + b*F + f, scale + b, ok, TOP)
 
-# %% ../../nbs/5_inference/09_kernels.ipynb #61d5d63b
+# %% ../../nbs/5_inference/09_kernels.ipynb #8652e9bb
 TOPS = {torch.float8_e4m3fn: 448., torch.int8: 127.}
 
 def _rows(shape, dtype, device): return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape[0] if dtype in TOPS else 1, device=device)
@@ -110,7 +110,7 @@ def silu_mul(
     silu_mul_kernel[B, triton.cdiv(F, N)](parts, y, scale, B, F, N, S, TOPS.get(dtype, 0), **launch_options(parts, num_warps=min(16, max(1, N//256))))
     return y, scale
 
-# %% ../../nbs/5_inference/09_kernels.ipynb #217bf416
+# %% ../../nbs/5_inference/09_kernels.ipynb #c90c4ef6
 @triton.jit
 def quantize_kernel(x, y, scale, F: tl.constexpr, N: tl.constexpr, TOP: tl.constexpr, PDL: tl.constexpr):
     "Rows (B, F) as integers or float8 with a scale by row"
@@ -130,7 +130,7 @@ def quantize_rows(
     quantize_kernel[len(x),](x, y, scale, x.shape[1], N, TOPS[dtype], **launch_options(x, num_warps=min(16, max(1, N//256))))
     return y, scale
 
-# %% ../../nbs/5_inference/09_kernels.ipynb #897cc23a
+# %% ../../nbs/5_inference/09_kernels.ipynb #26d2e2c7
 @triton.jit
 def rope_write_kernel(qkv, bias, qw, kw, cos, sin, positions, slots, q, k, v, k_meta, v_meta, B, eps, H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, S: tl.constexpr, SIZE: tl.constexpr,
                       KIND: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, HEADS: tl.constexpr, PDL: tl.constexpr):
@@ -189,7 +189,7 @@ def write_rows(x0, x1, store, meta, row, d, mine, D: tl.constexpr, W: tl.constex
             tl.store(store + row*D + W + d, i1.to(tl.uint8), mask=ok)
         else: tl.store(store + row*W + d, (i0 | i1 << 4).to(tl.uint8), mask=ok)
 
-# %% ../../nbs/5_inference/09_kernels.ipynb #aa094230
+# %% ../../nbs/5_inference/09_kernels.ipynb #52302eaf
 def kv_kind(k: Tensor, d: int) -> int:
     "How keys (…, W) of heads of width d are kept: 16 the model's numbers, 0 float8, 8 or 4 the bits of an integer"
     if k.dtype != torch.uint8: return 0 if k.dtype == torch.float8_e4m3fn else 16
@@ -217,27 +217,3 @@ def rope_write(
     rope_write_kernel[B, triton.cdiv(heads + 2*K, each)](qkv, q if bias is None else bias, nq, nk, cos, sin, positions, slots, q, k, v, q if k_meta is None else k_meta, q if v_meta is None else v_meta, B, eps,
         heads, K, d, triton.next_power_of_2(d//2), S, k.shape[2], kv_kind(k, d), bias is not None, norms is not None, each, **launch_options(qkv, num_warps=1 if each == 1 else 4))
     return q
-
-# %% ../../nbs/5_inference/09_kernels.ipynb #e04f8ce6
-@triton.jit
-def greedy_kernel(logits, out, V, N: tl.constexpr, PDL: tl.constexpr):
-    "Index of the largest of V scores; −1 where one of them is NaN or infinite"
-    row, n = tl.program_id(0).to(tl.int64), tl.arange(0, N)
-    after_previous(PDL)
-    best, at, bad = tl.full((N,), -float('inf'), tl.float32), tl.zeros((N,), tl.int32), tl.zeros((N,), tl.int32)
-    for start in range(0, V, N):
-        x = tl.load(logits + row*V + start + n, mask=start + n < V, other=-1e30).to(tl.float32)
-        bad = bad | ((x != x) | (tl.abs(x) == float('inf'))).to(tl.int32)
-        better = x > best
-        best, at = tl.where(better, x, best), tl.where(better, start + n, at)
-    top = tl.max(best, 0)
-    token = tl.min(tl.where(best == top, at, V), 0)
-    tl.store(out + row, tl.where(tl.max(bad, 0) > 0, -1, token).to(out.dtype.element_ty))
-
-def greedy(
-    logits: Tensor, # (B, V)
-) -> Tensor:        # (B,) int32, −1 where a score is NaN or infinite
-    "The likeliest token of each row, the first of several"
-    out = torch.empty(len(logits), dtype=torch.int32, device=logits.device)
-    greedy_kernel[len(logits),](logits, out, logits.shape[1], 4096, **launch_options(logits, num_warps=16))
-    return out

@@ -10,8 +10,8 @@ def near(name, got, want, most):
 def dtypes(device): return ((torch.float32, 2e-6), (torch.bfloat16, 1e-2)) if device == 'cuda' else ((torch.float32, 2e-6),)
 
 def small(device):
-    "Norms, SwiGLU, rounding, the greedy choice"
-    from labkit.inference.kernels import add_norm, greedy, quantize_rows, silu_mul
+    "Norms, SwiGLU, rounding"
+    from labkit.inference.kernels import add_norm, quantize_rows, silu_mul
     for dtype, most in dtypes(device):
         for S, B, D in ((0, 1, 8), (1, 3, 100), (3, 2, 64)):
             parts, residual, w, bias = torch.randn(S, B, D, device=device), torch.randn(B, D, device=device), torch.rand(D, device=device).to(dtype) + 1, torch.randn(D, device=device).to(dtype)
@@ -28,8 +28,6 @@ def small(device):
         q, scale = quantize_rows(x, dtype)
         assert q.dtype == dtype
         near('quantize_rows', q.float()*scale[:, None], x, most)
-    z = torch.randn(4, 5000, device=device); z[0, 7] = z[0, 4999] = 9; z[1, 4500] = float('nan'); z[2, 3] = float('inf')
-    assert greedy(z).tolist() == [7, -1, -1, int(z[3].argmax())]
 
 def products(device):
     "Few rows by few rows, with odd sizes"
