@@ -84,7 +84,7 @@ def attention_kernel(q, k, v, k_meta, v_meta, tables, tiles, out, lse, scale, H:
         ok = t < stop
         row = (tl.load(tables + seq.to(tl.int64)*T + t // SIZE, mask=ok, other=0).to(tl.int64)*K + head)*SIZE + t % SIZE
         kx = as_kept(tl.load(k + row[:, None]*W + dim[None], mask=ok[:, None] & in_row[None], other=0), KIND)
-        if HALVES: x = tl.dot(q0, tl.trans(from_bytes(kx & 15, q0, FAST))) + tl.dot(q1, tl.trans(from_bytes(kx >> 4, q0, FAST)))
+        if HALVES: x = tl.dot(q0, tl.trans(from_bytes(kx & 15, q0, FAST)), input_precision=PREC) + tl.dot(q1, tl.trans(from_bytes(kx >> 4, q0, FAST)), input_precision=PREC)
         else: x = tl.dot(q0, tl.trans(from_bytes(kx, q0, FAST)), input_precision=PREC)
         if (KIND == 8) | (KIND == 4):
             ks, kl = load_meta(k_meta, row, ok)
@@ -103,8 +103,8 @@ def attention_kernel(q, k, v, k_meta, v_meta, tables, tiles, out, lse, scale, H:
             p = p*vs[None]
         p = p.to(q0.dtype)
         if HALVES:
-            acc1 = tl.dot(p, from_bytes(vx >> 4, q0, FAST), acc1*shrink[:, None])
-            acc = tl.dot(p, from_bytes(vx & 15, q0, FAST), acc*shrink[:, None])
+            acc1 = tl.dot(p, from_bytes(vx >> 4, q0, FAST), acc1*shrink[:, None], input_precision=PREC)
+            acc = tl.dot(p, from_bytes(vx & 15, q0, FAST), acc*shrink[:, None], input_precision=PREC)
         else: acc = tl.dot(p, from_bytes(vx, q0, FAST), acc*shrink[:, None], input_precision=PREC)
         m = new
     before_next(PDL)
