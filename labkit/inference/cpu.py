@@ -681,7 +681,6 @@ def unsupported(
     if cache is not None and cache.kind not in ('model', 'int8'): return f'it keeps keys and values in float32 or int8, not {cache.kind}'
     if c.n_experts: return 'it has a mixture of experts'
     if c.window_layers is not None: return 'only some of its layers have a sliding window'
-    if model.rope.dynamic: return 'dynamic RoPE scaling depends on the length'
     return None
 
 # %% ../../nbs/5_inference/12_cpu.ipynb #cf1adc16
@@ -793,7 +792,7 @@ def _scratch(self: NumbaRunner):
     longest, wide = cache.n_blocks * cache.block_size, max(c.dim, c.ffn_dim, c.n_heads * c.head_dim)
     self.sync, self.job = ints(COUNTERS // 8 + c.n_layers), ints(3)
     self.ids, self.pos, self.seq, self.want, self.tables, self.tasks = ints(R), ints(R), ints(R), ints(R), ints(R, cache.n_blocks), ints(R, 2)
-    with torch.inference_mode(): cos, sin = (np.ascontiguousarray(a[0, :, 0].float().numpy()) for a in self.model.rope(torch.arange(longest)[None], 0, torch.device('cpu')))
+    with torch.inference_mode(): cos, sin = (np.ascontiguousarray(a[0, :, 0].float().numpy()) for a in self.model.rope.angles(torch.arange(longest)[None], 0))
     metas = [cache.k_meta.data_ptr(), cache.v_meta.data_ptr()] if cache.kind == 'int8' else [0, 0]
     kv = np.array([cache.k.data_ptr(), cache.v.data_ptr(), *metas, cache.n_blocks, c.n_kv_heads, cache.block_size, int(cache.kind == 'int8')], np.int64)
     self.logits = new(R, c.vocab_size)
