@@ -403,10 +403,12 @@ def _choose_there(self: Engine, jobs: Sequence[Job], logits: torch.Tensor):
     params, raw = self.runner.params, logits.clone() if any(j.request.params.logit_bias for j in jobs) else logits
     for j, row in zip(jobs, raw):
         for token, bias in j.request.params.logit_bias: row[token] += bias
-        if j.constraint is not None: params.allow(j.request.row, j.constraint.words())
+        if j.constraint is None: continue
+        try: params.allow(j.request.row, j.constraint.words())
+        except UserError as e: j.error = e                          # the grammar grew too large
     rows = torch.tensor([j.request.row for j in jobs], dtype=torch.int32, device=logits.device)
     for j, row, token in zip(jobs, logits, params.sample(raw, rows, advance=True).tolist()):
-        if token < 0: self._end(j, 'error', error=NotFinite('the model returned NaN or infinite scores'))
+        if token < 0 or j.error: self._end(j, 'error', error=j.error or NotFinite('the model returned NaN or infinite scores'))
         else: self._take(j, with_logprobs(token, row, j.request.params.logprobs))
 
 

@@ -70,6 +70,16 @@ def test_a_broken_prompt_is_not_shared():
     assert e.prefix.hits == 0
     check_empty(e)
 
+def test_a_grammar_that_grows_too_large_ends_its_request_alone(monkeypatch):
+    class Grown:
+        def mask(self, out): raise UserError('the grammar became too complex')
+    e = engine()
+    monkeypatch.setattr(e, '_constraint', lambda p: Grown() if p.regex else None)
+    ids = [e.add(PROMPTS[0], GREEDY), e.add(PROMPTS[1], replace(GREEDY, regex='a')), e.add(PROMPTS[2], GREEDY)]
+    got = run(e)
+    assert [got[i] for i in ids] == [(WANT[0], 'length'), ((), 'error'), (WANT[2], 'length')]
+    check_empty(e)
+
 def test_a_device_that_is_gone_tells_everybody():
     e = engine(runner=lambda e: Lagging(e, 'lost'))
     for p in PROMPTS: e.add(p, GREEDY)
