@@ -235,7 +235,9 @@ def _slots(self: CudaRunner, w: Work, positions: np.ndarray) -> np.ndarray:
 @patch
 def _head(self: CudaRunner, h: Tensor) -> Tensor: # (n, V)
     "Scores of some positions"
-    return self.head(h, h, self.invariant)[0] if len(h) else h.new_zeros(0, self.cfg.vocab_size)
+    if not len(h): return h.new_zeros(0, self.cfg.vocab_size)
+    parts = self.head(h, h, self.invariant)                                                         # several where the vocabulary is small
+    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 # %% ../../nbs/5_inference/13b_gpu_runner.ipynb #6d091bf4
 @patch

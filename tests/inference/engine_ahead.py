@@ -1,4 +1,4 @@
-"The engine on its GPU runner, one step ahead, against the torch runner: `python engine_kernels.py` on the interpreter, `… cuda` on a GPU."
+"The engine on its GPU runner, one step ahead, against the torch runner: `python engine_ahead.py` on the interpreter, `… cuda` on a GPU."
 import os, sys
 DEVICE = 'cuda' if 'cuda' in sys.argv[1:] else 'cpu'
 if DEVICE == 'cpu': os.environ['TRITON_INTERPRET'] = '1'
@@ -11,7 +11,7 @@ from labkit.model.transformer import Transformer
 
 torch.set_num_threads(1); torch.manual_seed(0)
 tokenizer = train_tokenizer(['hello world, the cat sat on the mat. 你好世界 ' * 3] * 3, 300)
-model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size + -tokenizer.vocab_size % 4, dim=64, n_layers=1, n_heads=4, n_kv_heads=2, head_dim=16, ffn_dim=128, max_seq_len=96)).to(DEVICE).eval().requires_grad_(False)
+model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size + -tokenizer.vocab_size % 4, dim=64, n_layers=1, n_heads=4, n_kv_heads=2, head_dim=32, ffn_dim=128, max_seq_len=96)).to(DEVICE).eval().requires_grad_(False)
 for p in model.parameters():
     if p.dim() > 1: p *= 12
 prompts = ['hello world', 'the cat sat on the mat', '你好', 'a b c d e f g h i j k l m n o p q r']

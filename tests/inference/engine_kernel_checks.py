@@ -97,7 +97,7 @@ def runner(device):
     from labkit.model.transformer import Transformer
     for change, kind, most in ((dict(qkv_bias=True, o_bias=True, qk_norm=True, sliding_window=6), 'model', 1e-5), (dict(n_kv_heads=4, tie_embeddings=True), 'int8', 1e-3)):
         torch.manual_seed(0)
-        model = Transformer(ModelConfig(**dict(vocab_size=150, dim=32, n_layers=1, n_heads=4, n_kv_heads=2, ffn_dim=48, head_dim=8) | change)).to(device).eval().requires_grad_(False)
+        model = Transformer(ModelConfig(**dict(vocab_size=150, dim=64, n_layers=1, n_heads=4, n_kv_heads=2, ffn_dim=48, head_dim=8) | change)).to(device).eval().requires_grad_(False)
         for p in model.parameters(): p.add_(torch.randn_like(p)*.2)
         if device == 'cpu': assert unsupported(model) is None
         results = []
