@@ -852,6 +852,10 @@ def rows(self: NumbaRunner,
     return torch.from_numpy(self.logits[:len(want)].copy())
 
 # %% ../../nbs/5_inference/12_cpu.ipynb #85fc0da5
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    "One tensor, without a copy where there is one part only: torch's threads would take part in the copy, and then spin where our own must run"
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
 @patch
 @torch.inference_mode()
 def __call__(self: NumbaRunner, work) -> torch.Tensor: # (sum of wants, V)
@@ -859,7 +863,8 @@ def __call__(self: NumbaRunner, work) -> torch.Tensor: # (sum of wants, V)
     long = [] if self.packed or self.prefill is None else [w for w in work if w.n > self.few]
     out = dict(zip(map(id, long), self.prefill(long).split([w.wants for w in long]))) if long else {}
     short = [w for w in work if id(w) not in out]
-    got = torch.cat([self.rows(*self._job(pieces)) for pieces in self._calls(short)]) if short else torch.empty(0, self.model.cfg.vocab_size)
+    got = _joined([self.rows(*self._job(pieces)) for pieces in self._calls(short)]) if short else torch.empty(0, self.model.cfg.vocab_size)
+    if not long: return got
     out.update(zip(map(id, short), got.split([w.wants for w in short])))
     return torch.cat([out[id(w)] for w in work])
 

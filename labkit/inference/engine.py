@@ -380,6 +380,10 @@ def _logits(self: Engine, work: Sequence[Work]) -> torch.Tensor: # (wanted, V)
     if not any(w.request.adapter for w in work): return self.runner(work)
     with self.adapters.use([w.request.adapter for w in work for _ in range(w.n)]): return self.plain(work)
 
+def _likeliest(logits: torch.Tensor) -> list[int]:
+    "The argmax of each row. On a CPU by numpy: torch would wake its threads, and they spin for a while on the cores that the next step needs"
+    return logits.argmax(-1).tolist() if logits.is_cuda else logits.numpy().argmax(-1).tolist()
+
 @patch
 def _compute(self: Engine, work: Sequence[Work]):
     "One pass of the model over the step's tokens; if it breaks, every request is tried alone, and the one that breaks it ends with an error"
@@ -391,7 +395,7 @@ def _compute(self: Engine, work: Sequence[Work]):
         return
     self._computed(work)
     if hasattr(self.runner, 'params') and self.guesser is None: return self._choose_there([self._jobs[w.request.id] for w in work if w.wants], logits)
-    best, at = logits.argmax(-1).tolist(), 0
+    best, at = _likeliest(logits), 0
     for w in work:
         if w.wants: self._advance(self._jobs[w.request.id], logits[at:at + w.wants], w, best[at])
         at += w.wants
