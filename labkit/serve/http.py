@@ -24,7 +24,7 @@ from tyro.conf import Positional
 from .. import __version__
 from ..core.settings import RunSettings, UserError, from_command_line, load
 from ..finetune.chat import encode_prompt, parse_tool_calls
-from .loop import EngineLoop, Job, embed, score_prompt
+from .loop import EngineLoop, Job, score_prompt
 from .page import PAGE
 from .metrics import Metrics
 from .protocol import *
@@ -281,7 +281,7 @@ async def embeddings(self: Api, body: EmbeddingRequest, request: Request):
     "POST /v1/embeddings"
     prompts = [self.ids_of(p) for p in CompletionRequest(prompt=body.input).prompts()]
     for ids in prompts: check_length(len(ids), 0, self.engine.capacity)
-    vectors = [await self.loop.call(lambda engine, ids=ids: embed(engine, ids)) for ids in prompts]
+    vectors = (await self.loop.call(lambda engine: engine.embed(prompts))).tolist()
     if body.encoding_format == 'base64': vectors = [base64.b64encode(struct.pack(f'<{len(v)}f', *v)).decode() for v in vectors]
     n = sum(map(len, prompts))
     return JSONResponse(dict(object='list', model=self.name, usage=dict(prompt_tokens=n, total_tokens=n),
