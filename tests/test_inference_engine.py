@@ -217,3 +217,7 @@ def test_block_pool_counts():
     p.share(a); p.release(a); assert p.n_free == 0
     p.release(a); assert p.n_free == 1
     with pytest.raises(AssertionError): p.release(a)
+
+def test_a_model_in_bfloat16_answers():
+    e = engine(tiny().to(torch.bfloat16))
+    assert len(e.generate(['hello world'], GREEDY)[0].tokens) == 14 and e.stats()['kv'] == 'bfloat16'

@@ -382,7 +382,7 @@ def _logits(self: Engine, work: Sequence[Work]) -> torch.Tensor: # (wanted, V)
 
 def _likeliest(logits: torch.Tensor) -> list[int]:
     "The argmax of each row. On a CPU by numpy: torch would wake its threads, and they spin for a while on the cores that the next step needs"
-    return logits.argmax(-1).tolist() if logits.is_cuda else logits.numpy().argmax(-1).tolist()
+    return logits.float().numpy().argmax(-1).tolist() if logits.device.type == 'cpu' else logits.argmax(-1).tolist()
 
 @patch
 def _compute(self: Engine, work: Sequence[Work]):
