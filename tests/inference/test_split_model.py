@@ -10,7 +10,7 @@ from labkit.model.config import preset
 from labkit.model.transformer import Transformer
 from labkit.pretrain.parallel import RankError, launch
 
-os.environ['PYTHONPATH'] = f'{Path(__file__).parent}:{Path(__file__).parents[2]}' # ranks find the modules of this folder
+os.environ['PYTHONPATH'] = f'{Path(__file__).parent}:{Path(__file__).parents[2]}:{os.environ.get("PYTHONPATH", "")}' # ranks find the modules of this folder
 
 MODELS = {'gqa': {}, 'one_kv_head': dict(n_kv_heads=1), 'untied_all_biases': dict(qkv_bias=True, o_bias=True, tie_embeddings=False), 'qk_norm': dict(qk_norm=True), 'wide_heads': dict(head_dim=32), 'window': dict(sliding_window=3),
           'some_windows': dict(sliding_window=3, window_layers=[1, 3]), 'odd_vocabulary': dict(vocab_size=513), 'uneven_heads': dict(n_heads=6, n_kv_heads=3, dim=96),

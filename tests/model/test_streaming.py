@@ -10,15 +10,15 @@ import os, sys, torch
 from pathlib import Path
 from labkit.model.checkpoint import load_model, save_model, write_model
 from labkit.model.config import ModelConfig
-from labkit.model.transformer import Transformer
+from labkit.model.transformer import Transformer, without_numbers
 what, folder = sys.argv[1], Path(sys.argv[2])
 cfg = ModelConfig(48000, 1024, 6, 8, 4, 2816, family='internlm2')
 def status(key): return 1024*int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith(key)))
 def names():
-    with torch.device('meta'): return [(k, p.shape) for k, p in Transformer(cfg).named_parameters()]
+    return [(k, p.shape) for k, p in without_numbers(cfg).named_parameters()]
 def weights(): # one at a time
     for i, (name, shape) in enumerate(names()): yield name, torch.full(shape, i/64, dtype=torch.bfloat16)
-save_model(small := Transformer(ModelConfig(64, 16, 1, 2, 1, 16)).bfloat16(), folder/'warm'); load_model(folder/'warm', dtype=torch.bfloat16) # imports and buffers
+save_model(Transformer(ModelConfig(64, 16, 1, 2, 1, 16, family='internlm2')).bfloat16(), folder/'warm'); load_model(folder/'warm', dtype=torch.bfloat16) # imports and buffers
 model = load_model(folder/'m', dtype=torch.bfloat16) if what == 'save' else None
 open('/proc/self/clear_refs', 'w').write('5') # the peak begins anew
 before = status('VmRSS')
