@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct on the CPU, one request: prompts of 512 tokens and 128 greedy tokens after them, labkit against transformers and llama.cpp.
+"""SmolLM2-135M-Instruct on the CPU, one request: reading a prompt of 512 tokens, and 128 greedy tokens after a prompt of 8, labkit against transformers and llama.cpp.
 
 All read the same GGUF file and run in this process, alternating, with the same number of threads. labkit and llama.cpp (from
 llama-cpp-python, left out where it isn't installed) compute with the file's packed blocks and activations rounded to 8 bits,
@@ -119,7 +119,7 @@ def main() -> int:
     for name, r in median.items(): print(f"{name}: prefill {r['prefill']} tok/s (best {best[name]['prefill']}), decode {r['decode']} tok/s (best {best[name]['decode']})")
     print(f"labkit / others: {against}; greedy tokens equal to transformers' {same}; decode at {median['labkit']['decode'] / (gbs / read):.0%} of the limit of reading")
     value = median['labkit']['decode']
-    result = dict(claim=f'decoding SmolLM2-135M (Q4_1) on the CPU, {threads} threads; prefill of {a.prompt} tokens in "more"', value=value, unit='tokens/s', bar=BARS['decode'], holds=all(median['labkit'][k] >= b for k, b in BARS.items()),
+    result = dict(claim=f'decoding SmolLM2-135M (Q4_1) on the CPU after a prompt of 8 tokens, {threads} threads; prefill of {a.prompt} tokens in "more"', value=value, unit='tokens/s', bar=BARS['decode'], holds=all(median['labkit'][k] >= b for k, b in BARS.items()),
         spread=[round(min(rates['labkit']['decode']), 1), round(max(rates['labkit']['decode']), 1)],
         more={'prefill': dict(value=median['labkit']['prefill'], bar=BARS['prefill'], spread=[round(min(rates['labkit']['prefill']), 1), round(max(rates['labkit']['prefill']), 1)])},
         tokens_per_s=median, best=best, ratios=against, agreement=same, limit_tokens_per_s=round(gbs / read, 1), share_of_limit=round(value / (gbs / read), 2), threads=threads,

@@ -3,7 +3,9 @@ from types import SimpleNamespace
 import torch
 from labkit.core.lm import Sampling
 from labkit.corpus.tokens import train_tokenizer
+from labkit.finetune.lora import LoraConfig, add_lora, lora_layers, save_adapter
 from labkit.inference.engine import Engine, EngineSettings
+from labkit.inference.quantize import twin
 from labkit.inference.runner import TorchRunner
 from labkit.inference.sampling import NotFinite, choose
 from labkit.model.config import ModelConfig
@@ -93,3 +95,12 @@ class Lagging(Double):
         self.flying -= 1
         if self.trouble == 'lost': raise RuntimeError('an illegal memory access was encountered')
         return out
+
+
+def write_adapter(folder):
+    "A random LoRA adapter of MODEL, as a folder"
+    cfg, g = LoraConfig(rank=4), torch.Generator().manual_seed(1)
+    m = add_lora(twin(MODEL), cfg)
+    for _, l in lora_layers(m): l.lora_A.data.normal_(0, .5, generator=g); l.lora_B.data.normal_(0, .5, generator=g)
+    save_adapter(m, folder, cfg)
+    return folder

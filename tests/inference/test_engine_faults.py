@@ -4,12 +4,10 @@ import pytest, torch
 from dataclasses import replace
 from labkit.core.lm import Sampling
 from labkit.core.settings import RunSettings, UserError
-from labkit.finetune.lora import LoraConfig, add_lora, lora_layers, save_adapter
 from labkit.inference.engine import Engine, EngineSettings, PromptTooLong, RequestFailed, replay
-from labkit.inference.quantize import twin
 from labkit.inference.speculate import DraftModel, PromptLookup
 from labkit.model.checkpoint import save_model
-from engine_doubles import BAD, GREEDY, MODEL, PROMPTS, TOKENIZER, Double, Lagging, alone, check_empty, engine, run, tiny
+from engine_doubles import BAD, GREEDY, MODEL, PROMPTS, TOKENIZER, Double, Lagging, alone, check_empty, engine, run, tiny, write_adapter
 
 torch.set_num_threads(1)
 WANT = [alone(p) for p in PROMPTS]
@@ -176,12 +174,7 @@ def test_eight_threads_generate_stream_and_abort(kind):
 
 # ------------------------------------------------------------------------------------------------------------------ things asked for that are not there
 @pytest.fixture(scope='module')
-def adapter(tmp_path_factory):
-    folder, cfg, g = tmp_path_factory.mktemp('adapter'), LoraConfig(rank=4), torch.Generator().manual_seed(1)
-    m = add_lora(twin(MODEL), cfg)
-    for _, l in lora_layers(m): l.lora_A.data.normal_(0, .5, generator=g); l.lora_B.data.normal_(0, .5, generator=g)
-    save_adapter(m, folder, cfg)
-    return folder
+def adapter(tmp_path_factory): return write_adapter(tmp_path_factory.mktemp('adapter'))
 
 def test_unknown_adapters_are_refused_and_unloaded_ones_go_with_their_last_request(adapter):
     e = engine()

@@ -4,10 +4,8 @@ from dataclasses import replace
 import pytest, torch
 from labkit.core.lm import Sampling
 from labkit.core.settings import UserError
-from labkit.finetune.lora import LoraConfig, add_lora, lora_layers, save_adapter
-from labkit.inference.quantize import twin
 from labkit.inference.speculate import Adaptive, DraftModel, PromptLookup
-from engine_doubles import BAD, MODEL, TOKENIZER, Double, Lagging, alone, check_empty, engine, tiny
+from engine_doubles import BAD, MODEL, TOKENIZER, Double, Lagging, alone, check_empty, engine, tiny, write_adapter
 
 torch.set_num_threads(1)
 
@@ -16,12 +14,7 @@ def resident() -> float:
     return int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 1e6
 
 @pytest.fixture(scope='module')
-def adapter(tmp_path_factory):
-    folder, cfg, g = tmp_path_factory.mktemp('adapter'), LoraConfig(rank=4), torch.Generator().manual_seed(1)
-    m = add_lora(twin(MODEL), cfg)
-    for _, l in lora_layers(m): l.lora_A.data.normal_(0, .5, generator=g); l.lora_B.data.normal_(0, .5, generator=g)
-    save_adapter(m, folder, cfg)
-    return folder
+def adapter(tmp_path_factory): return write_adapter(tmp_path_factory.mktemp('adapter'))
 
 class Life:
     "Random visitors of one engine"
