@@ -29,7 +29,7 @@ MODEL = tiny()
 def engine(model=MODEL, runner=None, guesser=None, journal=None, **changes):
     "A small engine; `runner` is called with it and gives what computes its steps"
     e = Engine(model, TOKENIZER, EngineSettings(**{**dict(backend='torch', block_size=4, cache_tokens=512, max_batch=4, step_tokens=16), **changes}), guesser=guesser, journal=journal)
-    if runner: e._make_runner = lambda: runner(e); e.runner = runner(e)
+    if runner: e._start_runner = lambda: setattr(e, 'runner', runner(e)); e._start_runner()
     return e
 
 def run(e, got=None):

@@ -72,7 +72,7 @@ def test_a_grammar_that_grows_too_large_ends_its_request_alone(monkeypatch):
     class Grown:
         def mask(self, out): raise UserError('the grammar became too complex')
     e = engine()
-    monkeypatch.setattr(e, '_constraint', lambda p: Grown() if p.regex else None)
+    monkeypatch.setattr('labkit.inference.request.grammar_state', lambda p, tokenizer: Grown() if p.regex else None)
     ids = [e.add(PROMPTS[0], GREEDY), e.add(PROMPTS[1], replace(GREEDY, regex='a')), e.add(PROMPTS[2], GREEDY)]
     got = run(e)
     assert [got[i] for i in ids] == [(WANT[0], 'length'), ((), 'error'), (WANT[2], 'length')]
@@ -309,7 +309,7 @@ def test_a_journal_replays_the_same_plans_and_tokens(kind, guesser, tmp_path):
         if i == 7:
             for d in e.stream(PROMPTS[1], GREEDY): break                            # aborted between two steps
     while e.has_work: steps(1)
-    e._journal.close()
+    e.close()
     second = []
     again = replay(planned(make(), second), tmp_path/'journal.jsonl')
     assert second == first and {i: again[i] for i in got} == got and len(again) == len(got) + 1
