@@ -9,17 +9,17 @@ __all__ = ['PLAIN', 'AWQ', 'FORMATS', 'MANUAL', 'pack_words', 'unpack_words', 'a
            'from_gptq', 'OrderedW4', 'save_as', 'open_quantized', 'keep_q4_0', 'QuantizeSettings', 'main']
 
 # %% ../../nbs/5_inference/04_formats.ipynb #3c29295d
-import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 import torch
-import torch.nn.functional as F
 import tyro
 from ..core.settings import RunSettings, UserError, from_command_line, load
 from .calibration import Recipe, calibrate, calibration_tokens, uniform_group
-from .quantize import (QuantizedLinear, W4Linear, dequantize_groups, fill_model, linears, load_quantized, model_bytes, pack, perplexity, put_layer,
+from .quantize import (PACKED, QuantizedLinear, W4Linear, dequantize_groups, fill_model, linears, load_quantized, model_bytes, pack, perplexity, put_layer,
                                        quantization_of, quantize_model, save_quantized, unpack, write_folder)
 
 # %% ../../nbs/5_inference/04_formats.ipynb #d0c04910
@@ -76,8 +76,7 @@ class OrderedW4(QuantizedLinear):
     def dequantize(self, dtype=torch.float32):
         sorted_ = dequantize_groups(unpack(self.qweight), self.scales, self.zeros, dtype)
         return sorted_[:, self.order.argsort()]                                         # (N, M), columns where they belong
-    def forward(self, x): return F.linear(x, self.dequantize(x.dtype), self.bias)
-    def extra_repr(self): return f'{self.in_features} → {self.out_features}, groups of {self.group}, columns sorted'
+    def extra_repr(self): return f'{super().extra_repr()}, columns sorted'
 
 # %% ../../nbs/5_inference/04_formats.ipynb #696c146d
 FORMATS = ('labkit', 'awq', 'gptq', 'gptq_v2')
@@ -86,15 +85,6 @@ def _config(format: str, group: int) -> dict:
     "`quantization_config` as AutoAWQ and AutoGPTQ write it"
     if format == 'awq': return dict(quant_method='awq', version='gemm', bits=4, group_size=group, zero_point=True, modules_to_not_convert=None)
     return dict(quant_method='gptq', bits=4, group_size=group, desc_act=False, sym=False, lm_head=False, checkpoint_format=format, true_sequential=True)
-
-def _plain_parts(model) -> Iterator[tuple[str, torch.Tensor]]:
-    "Every tensor with the rows of its matrix first: integers unpacked, the rest in float16"
-    four = dict(linears(model, W4Linear))
-    for n, t in model.state_dict().items():
-        layer, _, last = n.rpartition('.')
-        if layer in four and last == 'qweight': yield n, unpack(t)
-        elif layer in four and last == 'zeros': yield n, t
-        else: yield n, t.to(torch.float16)
 
 def save_as(
     model,               # with 4-bit weights
@@ -111,16 +101,17 @@ def save_as(
     write_folder(folder, model.cfg, dict(_packed_tensors(model, format)), _config(format, *groups), tokenizer, 'float16')
 
 def _packed_tensors(model, format: str) -> Iterator[tuple[str, torch.Tensor]]:
-    "Names and tensors of the file"
+    "Names and tensors of the file: integers packed, the rest in float16"
     from labkit.model.checkpoint import to_hf_tensors
+    plain = ((n, unpack(t) if n.endswith('.qweight') else t if n.endswith('.zeros') else t.half()) for n, t in model.state_dict().items()) # rows first
     waiting = {}
-    for n, t in to_hf_tensors(_plain_parts(model), model.cfg):
+    for n, t in to_hf_tensors(plain, model.cfg):
         layer, _, last = n.rpartition('.')
-        if last not in ('qweight', 'scales', 'zeros'): yield n, t.contiguous(); continue
+        if last not in PACKED: yield n, t.contiguous(); continue
         parts = waiting.setdefault(layer, {})
         parts[last] = t
         if len(parts) < 3: continue
-        parts = (parts['qweight'], parts['scales'], waiting.pop(layer)['zeros'])
+        parts = [parts[k] for k in PACKED]
         made = awq_tensors(*parts) if format == 'awq' else gptq_tensors(*parts, less=1 if format == 'gptq' else 0)
         yield from ((f'{layer}.{k}', v) for k, v in made.items())
 
@@ -137,27 +128,24 @@ def _unpacked(folder, q: dict) -> Iterator[tuple[str, torch.Tensor]]:
     "Every tensor of the files, quantized matrices as integers, scales and zeros with rows first"
     from labkit.model.checkpoint import shard_files, stored_tensors
     stored = {n: t for path in shard_files(folder) for n, t in stored_tensors(path).items()}
-    less = 0 if q.get('checkpoint_format') == 'gptq_v2' else 1
+    read = from_awq if q['quant_method'] == 'awq' else partial(from_gptq, less=q.get('checkpoint_format') != 'gptq_v2')
     packed = {n.removesuffix('.qweight') for n in stored if n.endswith('.qweight')}
     for n in packed:
         if lost := [k for k in ('qzeros', 'scales') if f'{n}.{k}' not in stored]: raise UserError(f'{folder}: {n} has no {lost[0]}')
         t = {k: stored[f'{n}.{k}'].load() for k in ('qweight', 'qzeros', 'scales', 'g_idx') if f'{n}.{k}' in stored}
-        yield from ((f'{n}.{k}', v) for k, v in (from_awq(t) if q['quant_method'] == 'awq' else from_gptq(t, less)).items())
+        try: yield from ((f'{n}.{k}', v) for k, v in read(t).items())
+        except (RuntimeError, IndexError, ZeroDivisionError) as e: raise UserError(f'{folder}: the shapes of {n} contradict each other ({e})') from None
     for n, t in stored.items():
         if n.rpartition('.')[0] not in packed or n.endswith('.bias'): yield n, t.load()
 
-def _layers_of(folder, parts: dict[str, dict[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    "Tensors of `W4Linear` or `OrderedW4` for each matrix"
-    for n, p in parts.items():
-        q, order = p['qweight'], None
-        if q.shape[1] % 32: raise UserError(f'{folder}: {n} has {q.shape[1]} columns, which is no multiple of 32')
-        if 'g_idx' in p:
-            order = p['g_idx'][0].argsort(stable=True)
-            if p['g_idx'][0].bincount().unique().numel() != 1: raise UserError(f'{folder}: {n}: g_idx has groups of different sizes')
-            yield f'{n}.order', order
-        yield f'{n}.qweight', pack(q if order is None else q[:, order])
-        yield f'{n}.scales', p['scales'].half().contiguous()
-        yield f'{n}.zeros', p['zeros'].contiguous()
+def _sorted(where: str, p: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    "The tensors of `W4Linear`, or of `OrderedW4` where columns are out of order"
+    q, g = p['qweight'], p.pop('g_idx', None)
+    if q.shape[1] % 32: raise UserError(f'{where} has {q.shape[1]} columns, which is no multiple of 32')
+    if g is None: return p | dict(qweight=pack(q))
+    order, G = g[0].argsort(stable=True), p['scales'].shape[1]
+    if not torch.equal(g[0][order], torch.arange(len(order)) * G // len(order)): raise UserError(f'{where}: g_idx has groups of different sizes')
+    return p | dict(qweight=pack(q[:, order]), order=order)
 
 def open_quantized(
     folder: str | Path,   # written by labkit, AutoAWQ, AutoGPTQ, GPTQModel and their like
@@ -169,15 +157,16 @@ def open_quantized(
     q = quantization_of(folder) or {}
     if q.get('quant_method') == 'labkit': return load_quantized(folder, device, dtype)
     _refuse(folder, q)
-    cfg, parts, rest = load_config(folder), {}, {}
+    cfg, parts, state = load_config(folder), {}, {}
     for n, t in from_hf_tensors(_unpacked(folder, q), cfg, str(folder)):
         layer, _, last = n.rpartition('.')
-        if last in ('qweight', 'scales', 'zeros', 'g_idx'): parts.setdefault(layer, {})[last] = t
-        else: rest[n] = t
-    if lost := [n for n, p in parts.items() if 'qweight' not in p]: raise UserError(f'{folder}: {lost[0]} has no qweight')
-    if other := [n for n in parts if not n.startswith('layers.') or '.experts.' in n]: raise UserError(f'{folder}: {other[0]} is quantized; only the matrices of dense blocks may be')
-    make = lambda n, rows, columns, bias: (OrderedW4 if 'g_idx' in parts[n] else W4Linear)(rows, columns, columns // parts[n]['scales'].shape[1], bias)
-    return fill_model(folder, cfg, parts, make, [*rest.items(), *_layers_of(folder, parts)], device, dtype)
+        if last in (*PACKED, 'g_idx'): parts.setdefault(layer, {})[last] = t
+        else: state[n] = t
+    for n, p in parts.items():
+        if 'qweight' not in p: raise UserError(f'{folder}: {n} has no qweight')
+        state |= {f'{n}.{k}': t.contiguous() for k, t in _sorted(f'{folder}: {n}', p).items()}
+    return fill_model(folder, cfg, lambda n, *shape: (OrderedW4 if f'{n}.order' in state else W4Linear)(*shape), state, device, dtype)
+
 
 # %% ../../nbs/5_inference/04_formats.ipynb #7393b805
 def keep_q4_0(
@@ -211,25 +200,35 @@ class QuantizeSettings:
     act_order: bool = False               # GPTQ rounds the columns with the largest inputs first
     text: Path | None = None              # text file to measure perplexity on, before and after
 
-def _text(path: Path | None) -> str | None:
-    "A text file; raises `UserError`"
-    try: return path.read_text(encoding='utf-8') if path else None
-    except (OSError, UnicodeDecodeError) as e: raise UserError(f'{path}: cannot be read as UTF-8 text: {e}') from None
-
 MANUAL = "Python's reference manual"
 
-def _calibration_text(path: Path | None) -> str:
+def _text(path: Path | None) -> str:
+    "A text file, or the manual; raises `UserError`"
     from pydoc_data.topics import topics
-    return _text(path) or '\n'.join(t for _, t in sorted(topics.items()))
+    try: return path.read_text(encoding='utf-8') if path else '\n'.join(t for _, t in sorted(topics.items()))
+    except (OSError, UnicodeDecodeError) as e: raise UserError(f'{path}: cannot be read as UTF-8 text: {e}') from None
 
-def _quantize(s: QuantizeSettings, model, tokenizer):
+def _check(s: QuantizeSettings) -> None:
+    "Raises `UserError` for what would fail after minutes of work"
+    if s.method in ('int8', 'fp8') and s.format != 'labkit': raise UserError(f'format {s.format} holds 4-bit weights; {s.method} needs --format labkit')
+    if done := quantization_of(s.model): raise UserError(f"{s.model} is quantized already ({done.get('quant_method')}); start from the original weights")
+    if s.out.exists() and not (s.out.is_dir() and (not any(s.out.iterdir()) or quantization_of(s.out))): raise UserError(f'{s.out} holds something else than a quantized model; name another folder with --out')
+
+def _room(out: Path, needed: int) -> None:
+    "Raises `UserError` where the disk has less room than a quantized model may need"
+    from labkit.core.progress import human
+    free = shutil.disk_usage(next(p for p in out.absolute().parents if p.exists())).free
+    if free < needed: raise UserError(f"{out}: the disk has {human(free, 'B')} free, the quantized model may need {human(needed, 'B')}")
+
+def _quantize(s: QuantizeSettings, model, tokenizer, text: str):
     "The model in the scheme that the settings ask for"
     from labkit.core.progress import track
     if s.method in ('int8', 'fp8'): return quantize_model(model, scheme=s.method)
-    if s.method == 'rtn': return quantize_model(model, s.group if s.format == 'labkit' else uniform_group(model.cfg, s.group))
-    tokens = calibration_tokens(tokenizer, [_calibration_text(s.calibrate)], s.windows, s.window)
-    print(f'calibration: {tokens.numel():,} tokens of {s.calibrate or MANUAL}')
-    errors = calibrate(model, tokens, Recipe(s.method, s.group, act_order=s.act_order), lambda blocks: track(blocks, s.method, unit='block'))
+    group = s.group if s.format == 'labkit' else uniform_group(model.cfg, s.group)
+    if s.method == 'rtn': return quantize_model(model, group)
+    tokens = calibration_tokens(tokenizer, [text], s.windows, s.window)
+    print(f'calibration: {tokens.numel():,} tokens of {s.calibrate or MANUAL}', flush=True)
+    errors = calibrate(model, tokens, Recipe(s.method, group, act_order=s.act_order), lambda blocks: track(blocks, s.method, unit='block'))
     print(f'error of the stream after the last block: {errors[-1]:.1%}')
     return model
 
@@ -241,14 +240,16 @@ def main(
     from labkit.core.progress import Timer, human
     from labkit.model.checkpoint import open_model
     s, run = from_command_line(QuantizeSettings, 'quantize', argv, prog='labkit quantize'), load(RunSettings, 'run')
-    if s.method in ('int8', 'fp8') and s.format != 'labkit': raise UserError(f'format {s.format} holds 4-bit weights; {s.method} needs --format labkit')
-    text, device = _text(s.text), pick_device(run)
+    _check(s)
+    text, held, device = _text(s.calibrate), _text(s.text) if s.text else None, pick_device(run)
     set_threads(run.threads)
     model, tokenizer = open_model(s.model, device.name, device.torch_dtype)
     model, before = model.eval().requires_grad_(False), model_bytes(model)
-    if text is not None: print(f'perplexity before: {(ppl := perplexity(model, tokenizer, text)):.3f}')
-    with Timer() as t: model = _quantize(s, model, tokenizer)
-    if text is not None: print(f'perplexity after: {(new := perplexity(model, tokenizer, text)):.3f} ({new / ppl - 1:+.1%})')
+    _room(s.out, before // 2)
+    if held is not None: print(f'perplexity before: {(ppl := perplexity(model, tokenizer, held)):.3f}', flush=True)
+    with Timer() as t: model = _quantize(s, model, tokenizer, text)
+    if held is not None: print(f'perplexity after: {(new := perplexity(model, tokenizer, held)):.3f} ({new / ppl - 1:+.1%})')
     save_as(model, s.out, s.format, tokenizer)
     print(f"{s.out}: {s.method} in {t.wall:.0f} s, {human(before, 'B')} → {human(model_bytes(model), 'B')}, format {s.format}")
     return 0
+

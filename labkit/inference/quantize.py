@@ -7,8 +7,8 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/quantize.html.md"""
 # %% auto #0
 __all__ = ['SCHEMES', 'PACKED', 'group_size', 'quantize_groups', 'dequantize_groups', 'pack', 'unpack', 'QuantizedLinear',
            'W4Linear', 'round_rows', 'Int8Linear', 'Float8Linear', 'linears', 'put_layer', 'quantize_model', 'twin',
-           'model_bytes', 'kv_attention', 'perplexity', 'config_of', 'save_quantized', 'write_folder',
-           'quantization_of', 'load_quantized', 'fill_model']
+           'model_bytes', 'kv_attention', 'perplexity', 'save_quantized', 'write_folder', 'quantization_of',
+           'load_quantized', 'fill_model']
 
 # %% ../../nbs/5_inference/02_quantize.ipynb #9f760ed0
 import copy, json, math
@@ -44,13 +44,11 @@ def quantize_groups(
     g = w.float().unflatten(1, (-1, group))                                                # (N, M/group, group)
     weight = 1. if importance is None else importance.view(-1, group)                      # (M/group, group)
     lo, hi = g.amin(-1).clamp(max=0), g.amax(-1).clamp(min=0)
-    best, scale, zero = None, None, None
+    best = scale = zero = torch.full_like(lo, torch.inf)
     for s in shrink:
-        sc, z = _grid(lo * s, hi * s, top)
-        err = (_round(g, sc, z, top) - z[..., None]).mul(sc[..., None]).sub(g).square().mul(weight).sum(-1) # (N, M/group)
-        if best is None: best, scale, zero = err, sc, z
-        better = err < best
-        best, scale, zero = (torch.where(better, a, b) for a, b in ((err, best), (sc, scale), (z, zero)))
+        tried = _grid(lo * s, hi * s, top)
+        err = (_round(g, *tried, top) - tried[1][..., None]).mul(tried[0][..., None]).sub(g).square().mul(weight).sum(-1) # (N, M/group)
+        best, scale, zero = (torch.where(err < best, new, old) for new, old in zip((err, *tried), (best, scale, zero)))
     return _round(g, scale, zero, top).flatten(1).to(torch.uint8), scale.half(), zero.to(torch.uint8)
 
 def _round(g, scale, zero, top): return (g / scale[..., None] + zero[..., None]).round().clamp(0, top)
@@ -93,6 +91,8 @@ class QuantizedLinear(nn.Module):
     def weight(self) -> torch.Tensor: return self.dequantize()
     @property
     def nbytes(self) -> int: return sum(b.nbytes for b in self.buffers())
+    def forward(self, x): return F.linear(x, self.dequantize(x.dtype), self.bias)
+    def extra_repr(self): return f'{self.in_features} → {self.out_features}, ' + (f'groups of {self.group}' if hasattr(self, 'group') else str(self.dtype)[6:])
 
 class W4Linear(QuantizedLinear):
     "A linear layer whose weights are 4-bit integers with a scale and a zero for each group"
@@ -120,8 +120,6 @@ class W4Linear(QuantizedLinear):
         new.qweight, new.scales, new.zeros = pack(q), scales.half(), zeros.to(torch.uint8)
         return new
     def dequantize(self, dtype=torch.float32): return dequantize_groups(unpack(self.qweight), self.scales, self.zeros, dtype)
-    def forward(self, x): return F.linear(x, self.dequantize(x.dtype), self.bias)
-    def extra_repr(self): return f'{self.in_features} → {self.out_features}, groups of {self.group}'
 
 
 # %% ../../nbs/5_inference/02_quantize.ipynb #aba5957c
@@ -159,7 +157,6 @@ class Int8Linear(QuantizedLinear):
         "Whole numbers, summed exactly in int32; a GPU wants more than 16 rows, a multiple of 8"
         padded = F.pad(q, (0, 0, 0, -len(q) % 32)) if q.is_cuda else q
         return torch._int_mm(padded, self.qweight.T)[:len(q)].float() * scale * self.scales.T
-    def extra_repr(self): return f'{self.in_features} → {self.out_features}, {str(self.dtype)[6:]}'
 
 class Float8Linear(Int8Linear):
     "W8A8 in fp8 (e4m3): a scale for each row and each token, as `Int8Linear`"
@@ -238,29 +235,27 @@ def perplexity(
     return math.exp(total / n)
 
 # %% ../../nbs/5_inference/02_quantize.ipynb #b1a5ba88
-def config_of(model) -> dict:
-    "`quantization_config` of a quantized model"
-    found = dict(linears(model, QuantizedLinear))
-    if not found: raise UserError('the model has no quantized layers; quantize it first')
-    scheme = next(s for s, kind in SCHEMES.items() if type(next(iter(found.values()))) is kind)
-    if scheme != 'w4': return dict(quant_method='labkit', scheme=scheme, layers=list(found))
-    return dict(quant_method='labkit', scheme='w4', bits=4, zero_point=True, pack_order='gguf', group_sizes={n: m.group for n, m in found.items()})
-
 def save_quantized(
     model,               # a model that `quantize_model` changed
     folder: str | Path,  # new folder (an old one is replaced as a whole)
     tokenizer=None,      # saved beside the weights
 ) -> None:
-    "config.json with a `quantization_config`, and model.safetensors"
+    "config.json with a `quantization_config`, and model.safetensors; raises `UserError`"
+    found = dict(linears(model, QuantizedLinear))
+    if not found: raise UserError('the model has no quantized layers; quantize it first')
+    scheme = next(s for s, kind in SCHEMES.items() if type(next(iter(found.values()))) is kind)
+    config = dict(quant_method='labkit', scheme=scheme, **(dict(bits=4, zero_point=True, pack_order='gguf', group_sizes={n: m.group for n, m in found.items()}) if scheme == 'w4' else {}))
     state = {n if n.startswith('lm_head') else f'model.{n}': t.contiguous() for n, t in model.state_dict().items()}
-    write_folder(folder, model.cfg, state, config_of(model), tokenizer)
+    write_folder(folder, model.cfg, state, config, tokenizer)
 
 def write_folder(folder, cfg, state: dict[str, torch.Tensor], config: dict, tokenizer=None, dtype: str = 'float32') -> None:
-    "A model's folder in Hugging Face's layout, with a `quantization_config`"
+    "A model's folder in Hugging Face's layout, with a `quantization_config`; nothing is left behind where it cannot be written (`UserError`)"
     from labkit.model.config import to_hf
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     with replacing_dir(folder) as tmp:
-        save_file(state, tmp/'model.safetensors', metadata={'format': 'pt'})
+        try: save_file(state, tmp/'model.safetensors', metadata={'format': 'pt'})
+        except SafetensorError as e: raise UserError(f'{folder}: the weights cannot be written ({e}); nothing half-written was left') from None
         (tmp/'config.json').write_text(json.dumps({**to_hf(cfg, dtype), 'quantization_config': config}, indent=1))
         if tokenizer is not None: tokenizer.save(tmp)
 
@@ -283,22 +278,23 @@ def load_quantized(
     from labkit.model.checkpoint import load_config, read_tensors
     q = quantization_of(folder) or {}
     if q.get('quant_method') != 'labkit': raise UserError(f"{folder}: quantization method {q.get('quant_method')!r} is not labkit's own; `labkit.inference.formats` reads the others")
-    scheme = q.get('scheme', 'w4')
-    if scheme not in SCHEMES: raise UserError(f"{folder}: scheme '{scheme}' is unknown; expected {', '.join(SCHEMES)}")
-    make = lambda n, rows, columns, bias: W4Linear(rows, columns, q['group_sizes'][n], bias) if scheme == 'w4' else SCHEMES[scheme](rows, columns, bias)
-    tensors = ((n.removeprefix('model.'), t) for n, t in read_tensors(Path(folder)/'model.safetensors'))
-    return fill_model(folder, load_config(folder), q.get('group_sizes') or q['layers'], make, tensors, device, dtype)
+    if (scheme := q.get('scheme', 'w4')) not in SCHEMES: raise UserError(f"{folder}: scheme '{scheme}' is unknown; expected {', '.join(SCHEMES)}")
+    make = lambda n, rows, columns, group, bias: W4Linear(rows, columns, group, bias) if scheme == 'w4' else SCHEMES[scheme](rows, columns, bias)
+    return fill_model(folder, load_config(folder), make, {n.removeprefix('model.'): t for n, t in read_tensors(Path(folder)/'model.safetensors')}, device, dtype)
 
 PACKED = ('qweight', 'scales', 'zeros') # keep the type that they have
 
-def fill_model(folder, cfg, names, make: Callable, tensors, device, dtype):
-    "A `Transformer` with `make(name, rows, columns, bias)` in the place of the named matrices, filled with tensors by our names; raises `UserError`"
+def fill_model(folder, cfg, make: Callable, state: dict[str, torch.Tensor], device, dtype):
+    "A `Transformer` with `make(name, rows, columns, group, bias)` in the place of each matrix that has a qweight, filled with tensors by our names; raises `UserError`"
     from labkit.model.transformer import Transformer
     with torch.device('meta'): model = Transformer(cfg)
-    for n in names:
-        m = model.get_submodule(n)
-        put_layer(model, n, make(n, *m.weight.shape, None if m.bias is None else torch.zeros_like(m.bias, device='cpu')))
-    state = {n: t.to(device, dtype if t.dtype.is_floating_point and not n.endswith(PACKED) else None) for n, t in tensors}
+    plain = dict(linears(model))
+    for n in [n.removesuffix('.qweight') for n in state if n.endswith('.qweight')]:
+        m, scales = plain.get(n), state.get(f'{n}.scales', torch.empty(0, 0))
+        if m is None: raise UserError(f'{folder}: {n} is quantized; only the matrices of dense blocks may be')
+        if not scales.numel() or m.in_features % scales.shape[-1] or not scales.isfinite().all(): raise UserError(f'{folder}: {n} has no sound scales ({list(scales.shape)} for {m.in_features} columns); write or download the model again')
+        with torch.device('meta'): put_layer(model, n, make(n, *m.weight.shape, m.in_features // scales.shape[-1], m.bias))
+    state = {n: t.to(device, dtype if t.dtype.is_floating_point and not n.endswith(PACKED) else None) for n, t in state.items()}
     try: model.load_state_dict(state, assign=True)
     except RuntimeError as e: raise UserError(f'{folder}: the weights do not fit config.json: {e}') from None
     return model.eval().requires_grad_(False)

@@ -3,7 +3,7 @@ import copy
 import pytest, torch
 from labkit.core.settings import UserError
 from labkit.corpus.tokens import train_tokenizer
-from labkit.inference.calibration import GROUPS, Recipe, best_scale, calibrate, calibration_tokens, fold, gptq_round, inputs_of, output_error, repaired, second_moment, uniform_group
+from labkit.inference.calibration import GROUPS, Recipe, best_scale, calibrate, calibration_tokens, fold, gptq_round, inputs_of, output_error, refitted, repaired, second_moment, uniform_group
 from labkit.inference.quantize import W4Linear, dequantize_groups, linears, quantize_groups, quantize_model
 from labkit.model.config import ModelConfig
 from labkit.model.transformer import Transformer
@@ -67,11 +67,11 @@ def test_folding_changes_nothing_in_floats(kv):
     model, ids = tiny(n_kv_heads=kv), torch.arange(40)[None]
     other = copy.deepcopy(model)
     b, cfg, g = other.layers[0], model.cfg, torch.Generator().manual_seed(2)
-    for group in GROUPS:
-        s = torch.rand(b.get_submodule(group.names[0]).in_features, generator=g) + .5
-        if group.names == ('self_attn.o_proj',): s = s.view(cfg.n_kv_heads, -1, cfg.head_dim)[:, :1].expand(-1, 4 // kv, -1).flatten()
-        for n in group.names: b.get_submodule(n).weight.mul_(s)
-        fold(b.get_submodule(group.before), s, cfg)
+    for before, names in GROUPS.items():
+        s = torch.rand(b.get_submodule(names[0]).in_features, generator=g) + .5
+        if names == ('self_attn.o_proj',): s = s.view(cfg.n_kv_heads, -1, cfg.head_dim)[:, :1].expand(-1, 4 // kv, -1).flatten()
+        for n in names: b.get_submodule(n).weight.mul_(s)
+        fold(b.get_submodule(before), s, cfg)
     torch.testing.assert_close(other(ids), model(ids), atol=2e-3, rtol=2e-3)
 
 def test_folding_into_rounded_rows_keeps_the_integers():
@@ -87,13 +87,24 @@ def test_repair_undoes_a_linear_error(matrix):
     w, x, h = matrix
     off = x + .2 * x.roll(1, 1)
     lost = lambda v: float((x @ w.T - off @ v.T).square().mean())
-    full, half = (repaired(w, off, x, share, ridge=.001) for share in (1., .5))
+    full, half = (repaired(w, second_moment(off), (x - off).T @ off / len(x), share, ridge=.001) for share in (1., .5))
     assert lost(full) < .2 * lost(w) and lost(full) < lost(half) < lost(w)
-    assert torch.equal(repaired(w, x, x), w)
+    assert torch.equal(repaired(w, h, torch.zeros_like(h)), w)
 
-METHODS = [Recipe('awq', repair=0.), Recipe('gptq', repair=0.), Recipe('awq+gptq', repair=0.), Recipe(), Recipe(act_order=True)]
+@pytest.mark.parametrize('rounding', [quantize_groups, lambda w, group, h: gptq_round(w, h, group)], ids=['nearest', 'gptq'])
+def test_scales_are_fitted_to_their_integers(matrix, rounding):
+    w, x, h = matrix
+    q, s, z = rounding(w, 32, h=h) if rounding is not quantize_groups else rounding(w, 32)
+    new = refitted(q, s, z, w, h)
+    assert new.dtype == torch.float16 and error((q, new, z), w, h) < .98 * error((q, s, z), w, h)
+    exact = dequantize_groups(q, s, z)                                           # weights that the integers hold without error
+    torch.testing.assert_close(refitted(q, s, z, exact, h).float(), s.float(), rtol=2e-3, atol=0)
+    lost = refitted(q, s, z, torch.zeros_like(w), h)                             # the best scale would be 0
+    assert torch.equal(lost, s)
 
-@pytest.mark.parametrize('recipe', METHODS, ids=lambda r: f'{r.method} {r.repair} {r.act_order}')
+METHODS = [Recipe('awq', 64, refit=False, repair=0.), Recipe('awq', 64), Recipe('gptq', 64, refit=False, repair=0.), Recipe('awq+gptq', 64, repair=0.), Recipe(group=64), Recipe(group=64, act_order=True)]
+
+@pytest.mark.parametrize('recipe', METHODS, ids=lambda r: f'{r.method} {r.refit} {r.repair} {r.act_order}')
 def test_a_calibrated_model_beats_a_rounded_one(recipe):
     g = torch.Generator().manual_seed(1)
     calib, held = (torch.randint(0, 300, (n, 64), generator=g) for n in (24, 4))
@@ -113,7 +124,12 @@ def test_biases_and_norms_of_heads_are_kept():
         off = lambda m: float((m.hidden(ids) - model.hidden(ids)).norm() / model.hidden(ids).norm())
         assert off(fitted) < .8 * off(quantize_model(tiny(**changes), 64)), changes
 
-def test_groups_are_the_same_everywhere():
+def test_a_group_is_as_large_as_its_rows_allow():
+    model = tiny()                                                                # 64 columns take 64, 128 take 128
+    calibrate(model, torch.randint(0, 300, (4, 32), generator=torch.Generator().manual_seed(1)))
+    assert {n.rpartition('.')[2]: m.group for n, m in linears(model, W4Linear)}['down_proj'] == 128 and model.layers[0].mlp.up_proj.group == 64
+
+def test_one_size_of_group_for_all():
     assert uniform_group(ModelConfig(300, 576, 1, 9, 3, 1536), 128) == 64 and uniform_group(ModelConfig(300, 1024, 1, 8, 8, 2048), 128) == 128
 
 def test_windows_come_from_all_over_the_text():
