@@ -9,8 +9,10 @@ __all__ = ['BadSampling', 'check_sampling', 'adjust', 'top_k_only', 'top_p_only'
            'NotFinite', 'generator_for', 'with_logprobs', 'is_plain', 'choose']
 
 # %% ../../nbs/5_inference/05_sampling.ipynb #e4151545
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 import torch
 from ..core.lm import Sampling
 from ..core.settings import UserError
@@ -24,13 +26,20 @@ def check_sampling(
     vocab_size: int, # tokens the model knows
 ) -> None:
     "Raise `BadSampling` for a parameter outside its range, with the range"
-    rules = [(p.max_tokens >= 1, 'max_tokens', 'a whole number ≥ 1'), (p.temperature >= 0, 'temperature', '≥ 0 (0: greedy)'), (0 < p.top_p <= 1, 'top_p', 'in (0, 1]'),
-             (p.top_k >= 0, 'top_k', '≥ 0 (0: all)'), (0 <= p.min_p <= 1, 'min_p', 'in [0, 1]'), (p.logprobs is None or 0 <= p.logprobs <= vocab_size, 'logprobs', f'0 to {vocab_size}'),
-             (p.repetition_penalty > 0, 'repetition_penalty', '> 0 (1: none)'), (0 <= p.min_tokens <= p.max_tokens, 'min_tokens', f'0 to max_tokens, {p.max_tokens}'),
-             (sum(c is not None for c in (p.json_schema, p.regex, p.grammar)) <= 1, 'json_schema', 'only one of json_schema, regex and grammar'),
-             (all(0 <= t < vocab_size for t, _ in p.logit_bias), 'logit_bias', f'token ids below {vocab_size}'), (all(p.stop), 'stop', 'texts of at least one character')]
-    for ok, name, allowed in rules:
-        if not ok: raise BadSampling(f'{name} = {getattr(p, name)!r} is not allowed; expected {allowed}')
+    whole, real = (lambda low, high=math.inf: lambda x: isinstance(x, Integral) and low <= x <= high), (lambda low, high=math.inf: lambda x: isinstance(x, Real) and low <= x <= high and math.isfinite(x))
+    text = lambda x: x is None or isinstance(x, str)
+    bias = lambda pairs: isinstance(pairs, (tuple, list)) and all(isinstance(p, (tuple, list)) and len(p) == 2 and whole(0, vocab_size - 1)(p[0]) and isinstance(p[1], Real) and p[1] < math.inf for p in pairs)
+    stops = lambda texts: isinstance(texts, (tuple, list)) and all(isinstance(t, str) and t for t in texts)
+    rules = dict(max_tokens=(whole(1), 'a whole number ≥ 1'), temperature=(real(0), 'a number ≥ 0 (0: greedy)'), top_p=(lambda x: real(0, 1)(x) and x > 0, 'a number in (0, 1]'), top_k=(whole(0), 'a whole number ≥ 0 (0: all)'),
+        min_p=(real(0, 1), 'a number in [0, 1]'), logprobs=(lambda x: x is None or whole(0, vocab_size)(x), f'None or a whole number from 0 to {vocab_size}'), repetition_penalty=(lambda x: real(0)(x) and x > 0, 'a number > 0 (1: none)'),
+        presence_penalty=(real(-math.inf), 'a number'), frequency_penalty=(real(-math.inf), 'a number'), seed=(lambda x: x is None or whole(-2**63, 2**64 - 1)(x), 'None or a whole number of 64 bits'),
+        min_tokens=(lambda x: whole(0, p.max_tokens)(x), f'a whole number from 0 to max_tokens, {p.max_tokens}'), logit_bias=(bias, f'a tuple of pairs (token id below {vocab_size}, number)'), stop=(stops, 'a tuple of texts of at least one character'),
+        json_schema=(text, 'a text'), regex=(text, 'a text'), grammar=(text, 'a text'))
+    for name, (fits, expected) in rules.items():
+        if isinstance(v := getattr(p, name), bool) or not fits(v): raise BadSampling(f'{name} = {v!r} is not allowed; expected {expected}')
+    asked = [k for k in ('json_schema', 'regex', 'grammar') if getattr(p, k) is not None]
+    if len(asked) > 1: raise BadSampling(f'{" and ".join(asked)} cannot be asked for together; expected one of them')
+
 
 # %% ../../nbs/5_inference/05_sampling.ipynb #a41eb4df
 def adjust(
@@ -48,8 +57,10 @@ def adjust(
         n = torch.bincount(torch.tensor(written), minlength=len(x)).to(x)
         x -= p.presence_penalty * (n > 0) + p.frequency_penalty * n
     for token, bias in p.logit_bias: x[token] += bias
-    if len(written) < p.min_tokens: x[list(ends)] = -torch.inf
-    return x if allowed is None else x.masked_fill(~allowed, -torch.inf)
+    if allowed is not None: x = x.masked_fill(~allowed, -torch.inf)
+    if len(written) >= p.min_tokens: return x
+    longer = x.index_fill(0, torch.tensor(list(ends), device=x.device), -torch.inf)
+    return longer if longer.max() > -torch.inf else x                # a constraint that allows nothing but the end
 
 # %% ../../nbs/5_inference/05_sampling.ipynb #02ae8ca2
 def top_k_only(probs: torch.Tensor, k: int) -> torch.Tensor:
@@ -73,7 +84,7 @@ def distribution(
     p: Sampling,          # temperature > 0, and what to leave out
 ) -> torch.Tensor:        # (V,) probabilities, sum 1
     "Temperature, then top-k, top-p and min-p, then normalised again"
-    q = torch.softmax(logits.float() / p.temperature, 0)
+    q = torch.softmax(logits.float() / max(p.temperature, 1e-6), 0)  # below that, greedy in all but name
     q = min_p_only(top_p_only(top_k_only(q, p.top_k), p.top_p), p.min_p)
     return q / q.sum()
 
@@ -130,10 +141,11 @@ def choose(
     ends: Sequence[int] = (),    # tokens that end the text, for `min_tokens`
     allowed: torch.Tensor | None = None, # (V,) bool: tokens that a constraint allows
 ) -> Choice:
-    "Choose the next token of one request; raises `NotFinite`"
+    "Choose the next token of one request; raises `NotFinite`, or `BadSampling` if nothing may come"
     if p.temperature == 0 and allowed is None and is_plain(p, len(written)): token = int(logits.argmax()) if greedy is None else greedy
     else:
         x = adjust(logits, p, written, prompt, ends, allowed)
+        if x.max() == -torch.inf: raise BadSampling('the constraint and logit_bias together leave no token that may come next')
         token = int(x.argmax()) if p.temperature == 0 else draw(distribution(x, p), generator)
     if not torch.isfinite(logits[token]): raise NotFinite('the model returned NaN or infinite scores')
     return with_logprobs(token, logits, p.logprobs)
