@@ -123,7 +123,7 @@ def test_truncated_weights_are_refused(tmp_path):
     with pytest.raises(UserError): load_quantized(tmp_path/'q')
 
 def test_both_backends_agree_on_four_bits():
-    from labkit.inference.cpu import packed_w4
+    from labkit.inference.cpu_runner import packed_w4
     from labkit.inference.engine import Engine, EngineSettings
     q, P = quantize_model(tiny()), Sampling(max_tokens=8, ignore_eos=True, logprobs=0)
     fast, plain = (Engine(q, TOKENIZER, EngineSettings(backend=b, cache_tokens=256), packed=packed_w4(q)).generate(['hello'], P)[0] for b in ('numba', 'torch'))

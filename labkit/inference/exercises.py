@@ -7,8 +7,9 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/exercises.html.md"""
 # %% auto #0
 __all__ = ['blocks_needed', 'kv_bytes', 'bits_per_weight', 'symmetric', 'running_moment', 'compensate', 'which_bits', 'awq_bytes',
            'typical_p', 'gumbel_draw', 'trie_mask', 'acceptance', 'shortest_first', 'block_hashes', 'least_loss',
-           'swap_or_recompute', 'gather_delta', 'speedup', 'my_heads', 'pipeline_use', 'starts', 'merge_parts',
-           'kv_time', 'nibble_pair', 'parts_for', 'bucket', 'ntk_base', 'room_for']
+           'swap_or_recompute', 'gather_delta', 'speedup', 'my_heads', 'slowest_message', 'message_parts', 'obituary',
+           'pipeline_use', 'starts', 'merge_parts', 'kv_time', 'nibble_pair', 'parts_for', 'bucket', 'round_blocks',
+           'shares', 'calls_needed', 'ntk_base', 'room_for']
 
 # %% ../../nbs/5_inference/90_exercises.ipynb #9d5b41ee
 import math
@@ -196,6 +197,27 @@ def my_heads(f):
     assert list(f(32, 8, 3, 8)) == [12, 13, 14, 15], 'with one key/value head each, a rank has the query heads that use it'
 
 @exercise
+def slowest_message(f):
+    "Seconds a message may take: `f(weight_bytes, bandwidth, messages, ranks)`"
+    assert f(1e9, 1e12, 10, 1) == 0, 'one device has nothing to gain'
+    assert math.isclose(f(2e9, 1e12, 10, 2), 1e-4), 'two devices save 1 ms of 2, for ten messages'
+    assert math.isclose(f(8e9, 1e12, 70, 8), 1e-4), 'eight devices save seven eighths'
+
+@exercise
+def message_parts(f):
+    "Broadcasts of a message with so many bytes"
+    assert f(0) == 1 and f(4092) == 1, 'what fits beside the length goes in one'
+    assert f(4093) == 2 and f(10**6) == 2, 'the second one takes all that is left'
+
+@exercise
+def obituary(f):
+    "The first dead process and how it ended, from return codes"
+    assert f([None, None]) is None, 'all live'
+    assert f([None, -9, 1]) == (2, 'signal 9'), 'ranks count from 1 here, and the first dead one is named'
+    assert f([1]) == (1, 'code 1')
+    assert f([None, 0]) == (2, 'code 0'), 'a follower that has left is gone too'
+
+@exercise
 def pipeline_use(f):
     "How busy the stages of a pipeline are"
     assert abs(f(1, 5) - 1) < 1e-9, 'a single stage never waits'
@@ -243,6 +265,30 @@ def bucket(f):
     "Size of graph for n requests: `f(n, most)`"
     assert [f(n, 100) for n in (1, 2, 3, 9, 16)] == [1, 2, 4, 16, 16], 'powers of two up to 16'
     assert [f(n, 100) for n in (17, 33, 97)] == [32, 48, 100], 'then multiples of 16, no more than most'
+
+
+# %% ../../nbs/5_inference/90_exercises.ipynb #6d850b2d
+@exercise
+def round_blocks(f):
+    "A vector in blocks of 32, rounded to 8 bits: (integers, scales)"
+    x = torch.cat([torch.linspace(-1, .5, 32), torch.zeros(32), torch.linspace(0, 254, 32)]).numpy()
+    q, scale = f(x)
+    assert (len(q), len(scale)) == (96, 3), 'an integer for each number, a scale for each 32'
+    assert abs(q).reshape(3, 32).max(1).tolist() == [127, 0, 127], 'the largest number of a block becomes 127 or −127, and zeros stay zeros'
+    assert abs(q.reshape(3, 32) * scale[:, None] - x.reshape(3, 32)).max() <= 1.001, 'no number may be off by more than half a step'
+
+@exercise
+def shares(f):
+    "Rows of each thread: `f(n, threads, unit)` gives (first, last) of all"
+    assert f(96, 2, 16) == [(0, 48), (48, 96)], 'six units, three for each'
+    assert f(112, 2, 16) == [(0, 48), (48, 112)], 'whole units only'
+    assert f(16, 3, 16)[-1] == (0, 16), 'one unit has one owner; the others get nothing'
+
+@exercise
+def calls_needed(f):
+    "Compiled steps for parts of these lengths, with room for `most` rows in each"
+    assert f([5], 16) == 1 and f([16, 1], 16) == 2
+    assert f([10, 10, 10, 2], 16) == 2, 'a part is cut where a step is full'
 
 
 # %% ../../nbs/5_inference/90_exercises.ipynb #72c4a9a9

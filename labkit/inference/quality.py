@@ -76,7 +76,7 @@ def quality(
     return [r | dict(errors=layer_errors(model, made[_scheme(r['scheme'])[0]], ids)) for r in rows]
 
 def _measure(name, model, tokenizer, text, kv, max_tokens, decode_tokens) -> dict:
-    from labkit.inference.cpu import packed_w4
+    from labkit.inference.cpu_runner import packed_w4
     engine = Engine(model, tokenizer, EngineSettings(kv=kv or 'auto', cache_tokens=1024), packed=packed_w4(model))
     ppl = perplexity(model, tokenizer, text, max_tokens=max_tokens, attention=kv_attention(model.attention, kv) if kv else None)
     speed = decode_speed(engine, tokenizer.encode(text)[:32], decode_tokens)

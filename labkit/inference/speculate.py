@@ -148,7 +148,7 @@ def _runner(model, cache: PagedCache):
     "The fastest runner for a draft model"
     plain = TorchRunner(model, cache)
     if next(model.parameters()).device.type != 'cpu': return plain
-    from labkit.inference.cpu import NumbaRunner, unsupported
+    from labkit.inference.cpu_runner import NumbaRunner, unsupported
     return plain if unsupported(model) else NumbaRunner(model, cache, torch_runner=plain)
 
 # %% ../../nbs/5_inference/18_speculate.ipynb #e191c48a

@@ -4,13 +4,13 @@ import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
 from numba import njit
-from labkit.inference import cpu
+from labkit.inference import cpu_linear as cpu
 
 ROWS, COLUMNS, MOST = 32, 96, 19
 
 @njit
 def round_rows(x, out):
-    for b in range(len(x)): cpu._round_row((x[b].ctypes.data, x.shape[1] // 32, out[b].ctypes.data))
+    for b in range(len(x)): cpu.round_row((x[b].ctypes.data, x.shape[1] // 32, out[b].ctypes.data))
 
 def matrix(fmt, seed=0):
     "A packed matrix, and its numbers (rows, columns)"
@@ -47,5 +47,5 @@ def check(fmt):
     for n in (1, 3, 4, 8, 13): assert (product(p, x[:n].copy()) == y[:n]).all(), f'{fmt}: a batch of {n} changes the sums'
 
 if __name__ == '__main__':
-    print('LANES', cpu.LANES, 'vnni' if 'avx512vnni' in cpu._CPU or 'avxvnni' in cpu._CPU else 'avx2' if 'avx2' in cpu._CPU else 'plain')
+    print('LANES', cpu.LANES, 'vnni' if 'avx512vnni' in cpu.FEATURES or 'avxvnni' in cpu.FEATURES else 'avx2' if 'avx2' in cpu.FEATURES else 'plain')
     for fmt in sys.argv[1:]: check(fmt)

@@ -3,7 +3,7 @@ import gc, os, subprocess, sys, threading, time
 from pathlib import Path
 import numpy as np, pytest, torch
 import cpu_checks
-from labkit.inference import cpu
+from labkit.inference import cpu_linear, cpu_runner as cpu
 from labkit.inference.cache import PagedCache
 from labkit.inference.runner import TorchRunner
 from labkit.inference.scheduler import Request, Work
@@ -38,15 +38,15 @@ def pieces(r, *cuts, ids=IDS):
     out = [r.rows([(ids[a:b], t, a)], list(range(b - a))) for a, b in zip([0, *ends], ends)]
     return torch.cat(out)
 
-@pytest.mark.parametrize('fmt', cpu.FORMATS)
+@pytest.mark.parametrize('fmt', cpu_linear.FORMATS)
 def test_product_of_packed_rows(fmt): cpu_checks.check(fmt)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, features', [('haswell', '+avx,+avx2,+fma,+f16c,+bmi,+bmi2'), ('ivybridge', '+avx,+f16c')])
 def test_product_on_other_processors(name, features, tmp_path):
-    if not {'avx2', 'f16c'} <= cpu._CPU: pytest.skip('this processor is no better')
+    if not {'avx2', 'f16c'} <= cpu_linear.FEATURES: pytest.skip('this processor is no better')
     env = dict(os.environ, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES='+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+64bit,' + features, NUMBA_CACHE_DIR=str(tmp_path))
-    done = subprocess.run([sys.executable, cpu_checks.__file__, *cpu.FORMATS], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, cpu_checks.__file__, *cpu_linear.FORMATS], env=env, capture_output=True, text=True)
     assert done.returncode == 0 and 'LANES 8' in done.stdout, done.stderr
 
 @pytest.mark.parametrize('changes', [{}, dict(n_kv_heads=4), dict(tie_embeddings=True), dict(qk_norm=True, family='qwen3'), dict(qkv_bias=True, family='qwen2'), dict(sliding_window=13, family='mistral')])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest, torch
 from labkit.core.lm import Sampling
 from labkit.corpus.tokens import train_tokenizer
-from labkit.inference.cpu import packed_w4, unsupported
+from labkit.inference.cpu_runner import packed_w4, unsupported
 from labkit.inference.engine import Engine, EngineSettings
 from labkit.inference.quantize import quantize_model
 from labkit.model.checkpoint import save_model
