@@ -1,6 +1,7 @@
 "Adapters beside a model: the same numbers as merged models, loaded and dropped at any time"
-import os, subprocess, sys, pytest, torch
+import pytest, torch
 from pathlib import Path
+from interpreted import assert_said, on_gpu
 from labkit.finetune.lora import LoraConfig, add_lora, load_adapter, lora_layers, merge_lora, save_adapter
 from labkit.inference.adapters import AdapterError, Adapters, read_adapter
 from labkit.inference.quantize import W4Linear, linears, quantize_model, twin
@@ -124,12 +125,9 @@ def test_damaged_folders(folders, tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(Exception, match='not a whole safetensors file'): read_adapter(tmp_path/'a')
 
-def run(device, **env):
-    p = subprocess.run([sys.executable, str(Path(__file__).with_name('adapter_kernels.py')), device], capture_output=True, text=True, env={**os.environ, **env}, timeout=300)
-    return p.stdout + p.stderr
+CHECKS = Path(__file__).with_name('adapter_kernels.py')
 
-def test_kernels_interpreted_equal_torch(): assert 'adapters equal' in (out := run('cpu', TRITON_INTERPRET='1', CUDA_VISIBLE_DEVICES='')), out[-3000:]
+def test_kernels_interpreted_equal_torch(): assert_said('adapters equal', CHECKS, 'cpu')
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
-def test_kernels_compiled_equal_torch(): assert 'adapters equal' in (out := run('cuda', TRITON_INTERPRET='0')), out[-3000:]
+@on_gpu
+def test_kernels_compiled_equal_torch(): assert_said('adapters equal', CHECKS, 'cuda')

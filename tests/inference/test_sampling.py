@@ -1,28 +1,19 @@
 "Choosing tokens: penalties and limits of one request, and the kernel for a batch"
 import math
-import os, pytest, subprocess, sys, torch
+import pytest, torch
 from pathlib import Path
+from interpreted import assert_said, on_gpu
 from labkit.core.lm import Sampling
 from labkit.inference.sampling import BadSampling, adjust, check_sampling, choose, generator_for
 
-NAMES = ('same_tokens', 'no_options', 'alone_or_together', 'counts_on', 'right_distribution', 'known_numbers')
-
-def run(device, **env):
-    p = subprocess.run([sys.executable, str(Path(__file__).with_name('sampling_checks.py')), device], capture_output=True, text=True, env={**os.environ, **env}, timeout=600)
-    return p.stdout + p.stderr
-
-@pytest.fixture(scope='module')
-def interpreted(): return run('cpu', TRITON_INTERPRET='1', CUDA_VISIBLE_DEVICES='')
-@pytest.fixture(scope='module')
-def compiled(): return run('cuda', TRITON_INTERPRET='0')
+CHECKS, NAMES = Path(__file__).with_name('sampling_checks.py'), ('same_tokens', 'no_options', 'alone_or_together', 'counts_on', 'right_distribution', 'known_numbers')
 
 @pytest.mark.parametrize('name', NAMES)
-def test_kernel_interpreted(interpreted, name): assert f'{name} holds' in interpreted.splitlines(), interpreted[-3000:]
+def test_kernel_interpreted(name): assert_said(f'{name} holds', CHECKS, 'cpu')
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@on_gpu
 @pytest.mark.parametrize('name', NAMES)
-def test_kernel_compiled(compiled, name): assert f'{name} holds' in compiled.splitlines(), compiled[-3000:]
+def test_kernel_compiled(name): assert_said(f'{name} holds', CHECKS, 'cuda')
 
 def test_repetition_penalty_is_transformers():
     transformers = pytest.importorskip('transformers')

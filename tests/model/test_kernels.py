@@ -1,25 +1,13 @@
 "The Triton kernels and the fp8 layer against plain torch: interpreted on the CPU, compiled where there is a GPU"
-import os, pytest, subprocess, sys, torch
+import pytest
 from pathlib import Path
+from interpreted import assert_said, on_gpu
 
-NAMES = ('norm', 'swiglu', 'rope', 'cross_entropy', 'flash', 'fp8')
-
-def run(device, **env):
-    "All checks in one process: what it printed"
-    script = Path(__file__).with_name('kernel_checks.py')
-    p = subprocess.run([sys.executable, str(script), 'all', device], capture_output=True, text=True, env={**os.environ, **env}, timeout=600)
-    return p.stdout + p.stderr
-
-@pytest.fixture(scope='module')
-def interpreted(): return run('cpu', TRITON_INTERPRET='1', CUDA_VISIBLE_DEVICES='')
-
-@pytest.fixture(scope='module')
-def compiled(): return run('cuda', TRITON_INTERPRET='0')
+NAMES, CHECKS = ('norm', 'swiglu', 'rope', 'cross_entropy', 'flash', 'fp8'), Path(__file__).with_name('kernel_checks.py')
 
 @pytest.mark.parametrize('name', NAMES)
-def test_interpreted_equals_torch(interpreted, name): assert f'{name} equal' in interpreted.splitlines(), interpreted[-3000:]
+def test_interpreted_equals_torch(name): assert_said(f'{name} equal', CHECKS, 'all', 'cpu')
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@on_gpu
 @pytest.mark.parametrize('name', NAMES)
-def test_compiled_equals_torch(compiled, name): assert f'{name} equal' in compiled.splitlines(), compiled[-3000:]
+def test_compiled_equals_torch(name): assert_said(f'{name} equal', CHECKS, 'all', 'cuda')
