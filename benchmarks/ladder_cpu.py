@@ -96,7 +96,7 @@ def rungs(engine: Engine, t: Task, few: Task | None = None) -> dict:
 def split_in_two(t: Task) -> dict:
     "Two processes with a thread each, half of the heads and of the feed-forward network in each"
     from labkit.inference.prefix import PrefixCache
-    from labkit.inference.tensor_parallel import open_split
+    from labkit.inference.ranks import open_split
     split = open_split('smollm2-135m-instruct', 2, threads=1)
     try:
         runner, cache = split.start(n_blocks=256)

@@ -4,11 +4,13 @@ from pathlib import Path
 from labkit.core.settings import SettingsError, UserError
 from labkit.inference.quantize import quantize_model, save_quantized, twin
 from labkit.inference.pipeline import micro_batches
-from labkit.inference.tensor_parallel import Remote, Share, Slice, SplitCache, Told, cut, cut_model, load_part, local_config, open_split, pack, part_of, spread, stored_model, unpack
+from labkit.inference.ranks import SplitCache, Told, open_split, pack, unpack
+from labkit.inference.tensor_parallel import Share, as_tensor, cut, cut_model, load_part, local_config, spread
 from labkit.model.checkpoint import save_model, stored_tensors
 from labkit.model.config import preset
 from labkit.model.transformer import Transformer
 from labkit.pretrain.parallel import RankError, launch
+from tensor_parallel_ranks import asked
 
 os.environ['PYTHONPATH'] = f'{Path(__file__).parent}:{Path(__file__).parents[2]}:{os.environ.get("PYTHONPATH", "")}' # ranks find the modules of this folder
 
@@ -18,7 +20,6 @@ MODELS = {'gqa': {}, 'one_kv_head': dict(n_kv_heads=1), 'untied_all_biases': dic
           'shared_expert': dict(n_experts=4, experts_per_token=2, expert_dim=64, shared_expert_dim=32, family='qwen2_moe', qkv_bias=True, tie_embeddings=False)}
 COMPARE, PROMPTS = 'tensor_parallel_ranks:compare_split', [list(range(5, 40)), list(range(90, 93)), list(range(200, 217))]
 PIPE = dict(make='labkit.inference.pipeline:stage_runner')
-LONG = pack([Told(Remote(list(range(80))), 0, 1280, list(range(64))*20, 1)], []) # more than the 512 integers of a first message
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -33,13 +34,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def two(folder):
-    g = dict(target='labkit.inference.tensor_parallel:generate_split', name=folder, prompts=PROMPTS, tokens=12, blocks=32)
+    g = dict(target='labkit.inference.ranks:generate_split', name=folder, prompts=PROMPTS, tokens=12, blocks=32)
     calls = [dict(target=COMPARE, models=MODELS), dict(target=COMPARE, models={k: MODELS[k] for k in ('gqa', 'untied_all_biases', 'one_kv_head')}, packed=True), g, {**g, **PIPE, 'micro': 1}, {**g, **PIPE, 'micro': 3},
-             dict(target='tensor_parallel_ranks:pass_on', numbers=LONG)]
+             dict(target='tensor_parallel_ranks:pass_on', n=50_000)]
     return list(zip(*launch('labkit.pretrain.parallel:each', 2, threads=1, calls=calls)))
 
 @pytest.fixture(scope='module')
-def one(folder): return launch('labkit.inference.tensor_parallel:generate_split', 1, threads=1, name=folder, prompts=PROMPTS, tokens=12, blocks=32)[0]
+def one(folder): return launch('labkit.inference.ranks:generate_split', 1, threads=1, name=folder, prompts=PROMPTS, tokens=12, blocks=32)[0]
 
 @pytest.mark.parametrize('name', MODELS)
 def test_two_ranks_equal_one(two, name): assert two[0][0][name] < 1e-5
@@ -54,7 +55,7 @@ def test_greedy_tokens_are_the_same(one, two):
 def test_bytes_are_counted(two):
     cfg, n = preset('lab-1m', n_layers=3), sum(map(len, PROMPTS)) + 3*11
     sent = two[2][0]['sent']
-    assert sent['all-reduce'] == 4*7*cfg.dim*n and sent['gather'] == 4*150*3*12
+    assert sent['sums'] == 4*7*cfg.dim*n + 4*300*3*12
 
 @pytest.mark.parametrize('run', [3, 4])
 def test_a_pipeline_writes_the_same(one, two, run):
@@ -98,15 +99,17 @@ def test_spread_gives_every_rank_something():
 def test_models_that_cannot_be_shared(change, ranks, word):
     with pytest.raises(SettingsError, match=word): Share(preset('lab-1m', **change), 0, ranks)
 
-def test_a_slice_reads_only_its_numbers(folder):
+def test_a_part_of_a_stored_weight(folder):
     file = Path(folder)/'model.safetensors'
     stored = stored_tensors(file)
     t = stored['model.layers.0.mlp.down_proj.weight']
     whole = t.load()
-    for axis, part in ((0, range(3, 9)), (1, range(8, 40))):
-        s = Slice(t, axis, part)
-        s.into(got := torch.empty(s.shape))
-        assert torch.equal(got, whole.narrow(axis, part.start, len(part)))
+    assert torch.equal(as_tensor(t), whole)
+    share = Share(preset('lab-1m', n_layers=3), 1, 2)
+    part = share.ffn()
+    assert 0 < part.start < part.stop == whole.shape[1]
+    assert torch.equal(cut(share, 'layers.0.mlp.down_proj.weight', t), whole[:, part.start:])
+    assert torch.equal(cut(share, 'layers.0.mlp.up_proj.weight', stored['model.layers.0.mlp.up_proj.weight']), stored['model.layers.0.mlp.up_proj.weight'].load()[part.start:])
 
 def test_parts_from_disk_are_parts_in_memory(folder):
     from labkit.model.checkpoint import load_model
@@ -128,19 +131,19 @@ def test_quantized_folders_and_groups_that_do_not_fit(folder, tmp_path):
     with pytest.raises(SettingsError, match='a group of 128 weights would be cut in two'): cut(Share(preset('lab-1m', n_heads=6, n_kv_heads=6, dim=384), 1, 2), 'layers.0.self_attn.o_proj.scales', torch.ones(384, 3), 384)
 
 def test_steps_survive_the_wire():
-    known, work = {}, [Told(Remote([4, 7], 2, 55, 1, 4096), 16, 3, [11, 12, 13], 2), Told(Remote([], -1, -1), 0, 1, [9], 0)]
+    known, work = {}, [Told(asked([4, 7], 2, 55, 1, 4096), 16, 3, [11, 12, 13], 2), Told(asked([]), 0, 1, [9], 0)]
     copies, got = unpack(pack(work, [(1, 2), (3, 4)]), known)
     assert copies == [(1, 2), (3, 4)] and [(w.request.table, w.start, w.n, w.ids, w.wants) for w in got] == [(w.request.table, w.start, w.n, w.ids, w.wants) for w in work]
     assert got[0].guess == [13] and (got[0].request.row, got[0].request.id, got[0].request.preemptions, got[0].request.reach) == (2, 55, 1, 4096)
     again = unpack(pack(work[:1], []), known)[1]
     assert again[0].request is got[0].request                               # a runner sees that it is the same request
-    other = unpack(pack([Told(Remote([4], 2, 56), 0, 1, [1], 1)], []), known)[1]
+    other = unpack(pack([Told(asked([4], 2, 56), 0, 1, [1], 1)], []), known)[1]
     assert other[0].request is not got[0].request
 
-def test_a_step_longer_than_the_first_message(two): assert two[5] == (True, True)
+def test_messages_shorter_and_longer_than_the_first_one(two): assert two[5] == (True, True)
 
 def test_micro_batches_keep_the_order_and_the_wanted_together():
-    work = [Told(Remote([0]), 0, 50, list(range(50)), 1), Told(Remote([1]), 3, 4, [1, 2, 3, 4], 4), Told(Remote([2]), 7, 1, [5], 1), Told(Remote([3]), 0, 9, list(range(9)), 0)]
+    work = [Told(asked([0]), 0, 50, list(range(50)), 1), Told(asked([1]), 3, 4, [1, 2, 3, 4], 4), Told(asked([2]), 7, 1, [5], 1), Told(asked([3]), 0, 9, list(range(9)), 0)]
     for n in (1, 2, 3, 5, 64, 100):
         parts = micro_batches(work, n)
         flat = [w for b in parts for w in b]
@@ -155,7 +158,6 @@ def test_copies_of_blocks_are_noted():
     other = cache.fork(table, 6)
     cache.grow(other, 8, 6)
     assert cache.copies == [(table[1], other[1])]
-    with pytest.raises(SettingsError, match='computed again'): cache.swap_out(table)
 
 def test_a_file_that_is_not_there_starts_nothing(tmp_path):
     with pytest.raises(UserError): open_split(tmp_path/'none', 2)
