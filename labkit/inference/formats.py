@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/formats.html.md"""
 
 # %% auto #0
 __all__ = ['PLAIN', 'AWQ', 'FORMATS', 'MANUAL', 'pack_words', 'unpack_words', 'awq_tensors', 'gptq_tensors', 'from_awq',
-           'from_gptq', 'OrderedW4', 'save_as', 'open_quantized', 'keep_q4_0', 'QuantizeSettings', 'main']
+           'from_gptq', 'OrderedW4', 'save_as', 'open_quantized', 'QuantizeSettings', 'main']
 
 # %% ../../nbs/5_inference/04_formats.ipynb #3c29295d
 import shutil
@@ -19,7 +19,7 @@ import torch
 import tyro
 from ..core.settings import RunSettings, UserError, from_command_line, load
 from .calibration import Recipe, calibrate, calibration_tokens, uniform_group
-from .quantize import (PACKED, QuantizedLinear, W4Linear, dequantize_groups, fill_model, linears, load_quantized, model_bytes, pack, perplexity, put_layer,
+from .quantize import (PACKED, QuantizedLinear, W4Linear, dequantize_groups, fill_model, linears, load_quantized, model_bytes, pack, perplexity,
                                        quantization_of, quantize_model, save_quantized, unpack, write_folder)
 
 # %% ../../nbs/5_inference/04_formats.ipynb #d0c04910
@@ -66,11 +66,7 @@ def from_gptq(t: dict[str, torch.Tensor], less: int = 1) -> dict[str, torch.Tens
 # %% ../../nbs/5_inference/04_formats.ipynb #1b3da9b4
 class OrderedW4(QuantizedLinear):
     "4-bit weights whose columns are sorted by group; `order` says where they came from"
-    def __init__(self,
-        rows: int, columns: int, # shape of the matrix
-        group: int,              # weights that share a scale
-        bias: torch.Tensor | None = None,
-    ):
+    def __init__(self, rows: int, columns: int, group: int, bias: torch.Tensor | None = None): # as `W4Linear`
         super().__init__(rows, columns, bias, **dict(W4Linear(rows, columns, group).named_buffers()), order=torch.arange(columns))
         self.group = group
     def dequantize(self, dtype=torch.float32):
@@ -133,6 +129,7 @@ def _unpacked(folder, q: dict) -> Iterator[tuple[str, torch.Tensor]]:
     for n in packed:
         if lost := [k for k in ('qzeros', 'scales') if f'{n}.{k}' not in stored]: raise UserError(f'{folder}: {n} has no {lost[0]}')
         t = {k: stored[f'{n}.{k}'].load() for k in ('qweight', 'qzeros', 'scales', 'g_idx') if f'{n}.{k}' in stored}
+        if any(v.dim() != 1 + (k != 'g_idx') for k, v in t.items()): raise UserError(f'{folder}: the shapes of {n} contradict each other')
         try: yield from ((f'{n}.{k}', v) for k, v in read(t).items())
         except (RuntimeError, IndexError, ZeroDivisionError) as e: raise UserError(f'{folder}: the shapes of {n} contradict each other ({e})') from None
     for n, t in stored.items():
@@ -167,24 +164,6 @@ def open_quantized(
         state |= {f'{n}.{k}': t.contiguous() for k, t in _sorted(f'{folder}: {n}', p).items()}
     return fill_model(folder, cfg, lambda n, *shape: (OrderedW4 if f'{n}.order' in state else W4Linear)(*shape), state, device, dtype)
 
-
-# %% ../../nbs/5_inference/04_formats.ipynb #7393b805
-def keep_q4_0(
-    model,             # `Transformer` loaded from the file, changed in place
-    path: str | Path,  # a .gguf file
-) -> int:              # matrices kept
-    "Put the Q4_0 matrices of a GGUF file into the model as they are: same numbers, an eighth of the memory"
-    from labkit.model.gguf import gguf_config, model_tensors, read_gguf
-    f, names = read_gguf(path), {n for n, _ in linears(model)}
-    found = [t for t in model_tensors(f, gguf_config(f)) if t.kind == 'Q4_0' and t.name.removesuffix('.weight') in names]
-    for t in found:
-        name, blocks = t.name.removesuffix('.weight'), torch.from_numpy(t.blocks.copy()).view(t.shape[0], -1, 18)    # (N, M/32, 18)
-        layer = W4Linear(*t.shape, 32, model.get_submodule(name).bias)
-        layer.qweight, layer.scales = blocks[..., 2:].flatten(1), blocks[..., :2].contiguous().view(torch.float16)[..., 0].contiguous()
-        layer.zeros = torch.full_like(layer.zeros, 8)
-        put_layer(model, name, layer.to(model.embed_tokens.weight.device))
-    return len(found)
-
 # %% ../../nbs/5_inference/04_formats.ipynb #b1474a1e
 @dataclass(frozen=True)
 class QuantizeSettings:
@@ -214,12 +193,6 @@ def _check(s: QuantizeSettings) -> None:
     if done := quantization_of(s.model): raise UserError(f"{s.model} is quantized already ({done.get('quant_method')}); start from the original weights")
     if s.out.exists() and not (s.out.is_dir() and (not any(s.out.iterdir()) or quantization_of(s.out))): raise UserError(f'{s.out} holds something else than a quantized model; name another folder with --out')
 
-def _room(out: Path, needed: int) -> None:
-    "Raises `UserError` where the disk has less room than a quantized model may need"
-    from labkit.core.progress import human
-    free = shutil.disk_usage(next(p for p in out.absolute().parents if p.exists())).free
-    if free < needed: raise UserError(f"{out}: the disk has {human(free, 'B')} free, the quantized model may need {human(needed, 'B')}")
-
 def _quantize(s: QuantizeSettings, model, tokenizer, text: str):
     "The model in the scheme that the settings ask for"
     from labkit.core.progress import track
@@ -245,11 +218,10 @@ def main(
     set_threads(run.threads)
     model, tokenizer = open_model(s.model, device.name, device.torch_dtype)
     model, before = model.eval().requires_grad_(False), model_bytes(model)
-    _room(s.out, before // 2)
+    if (free := shutil.disk_usage(next(p for p in s.out.absolute().parents if p.exists())).free) < before // 2: raise UserError(f"{s.out}: the disk has {human(free, 'B')} free; the quantized model may need {human(before // 2, 'B')}")
     if held is not None: print(f'perplexity before: {(ppl := perplexity(model, tokenizer, held)):.3f}', flush=True)
     with Timer() as t: model = _quantize(s, model, tokenizer, text)
     if held is not None: print(f'perplexity after: {(new := perplexity(model, tokenizer, held)):.3f} ({new / ppl - 1:+.1%})')
     save_as(model, s.out, s.format, tokenizer)
     print(f"{s.out}: {s.method} in {t.wall:.0f} s, {human(before, 'B')} → {human(model_bytes(model), 'B')}, format {s.format}")
     return 0
-

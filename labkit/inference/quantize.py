@@ -65,16 +65,12 @@ def dequantize_groups(q, scale, zero, dtype=torch.float32):
     return ((q.unflatten(1, (-1, g)).float() - zero[..., None].float()) * scale[..., None].float()).flatten(1).to(dtype)
 
 # %% ../../nbs/5_inference/02_quantize.ipynb #7f54cda9
-def pack(
-    q: torch.Tensor, # (N, M) uint8 below 16, M a multiple of 32
-) -> torch.Tensor:   # (N, M/2) uint8
+def pack(q: torch.Tensor) -> torch.Tensor: # (N, M) uint8 below 16, M a multiple of 32 -> (N, M/2) uint8
     "Two weights a byte: within 32, number i and number i + 16 share a byte (the order of GGUF's blocks)"
     lo, hi = q.unflatten(1, (-1, 2, 16)).unbind(2)
     return (lo | hi << 4).flatten(1)
 
-def unpack(
-    p: torch.Tensor, # (N, M/2) uint8
-) -> torch.Tensor:   # (N, M) uint8
+def unpack(p: torch.Tensor) -> torch.Tensor: # (N, M/2) uint8 -> (N, M) uint8
     "The inverse of `pack`"
     b = p.unflatten(1, (-1, 16))
     return torch.stack([b & 15, b >> 4], 2).flatten(1)
@@ -96,11 +92,7 @@ class QuantizedLinear(nn.Module):
 
 class W4Linear(QuantizedLinear):
     "A linear layer whose weights are 4-bit integers with a scale and a zero for each group"
-    def __init__(self,
-        rows: int, columns: int, # shape of the matrix
-        group: int,              # weights that share a scale
-        bias: torch.Tensor | None = None,
-    ):
+    def __init__(self, rows: int, columns: int, group: int, bias: torch.Tensor | None = None): # `group` weights share a scale
         super().__init__(rows, columns, bias, qweight=torch.zeros(rows, columns // 2, dtype=torch.uint8),
                          scales=torch.zeros(rows, columns // group, dtype=torch.float16), zeros=torch.zeros(rows, columns // group, dtype=torch.uint8))
         self.group = group
@@ -109,18 +101,12 @@ class W4Linear(QuantizedLinear):
         "Quantize a linear layer"
         return cls.from_groups(*quantize_groups(lin.weight.detach(), group_size(lin.in_features, group)), lin.bias)
     @classmethod
-    def from_groups(cls,
-        q: torch.Tensor,      # (N, M) uint8 below 16
-        scales: torch.Tensor, # (N, M/group)
-        zeros: torch.Tensor,  # (N, M/group) whole numbers from 0 to 15
-        bias: torch.Tensor | None = None,
-    ):
-        "A layer of numbers that somebody else has rounded"
+    def from_groups(cls, q: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bias: torch.Tensor | None = None):
+        "A layer of numbers that somebody else has rounded: q (N, M) uint8 below 16, scales and zeros (N, M/group)"
         new = cls(*q.shape, q.shape[1] // scales.shape[1], bias).to(q.device)
         new.qweight, new.scales, new.zeros = pack(q), scales.half(), zeros.to(torch.uint8)
         return new
     def dequantize(self, dtype=torch.float32): return dequantize_groups(unpack(self.qweight), self.scales, self.zeros, dtype)
-
 
 # %% ../../nbs/5_inference/02_quantize.ipynb #aba5957c
 def round_rows(
@@ -133,15 +119,12 @@ def round_rows(
     q = (x.float() / scale).clamp(-top, top)
     return (q.round() if dtype == torch.int8 else q).to(dtype), scale
 
-
 # %% ../../nbs/5_inference/02_quantize.ipynb #bb4cb8f6
 class Int8Linear(QuantizedLinear):
     "W8A8: weights are int8 with a scale for each row, activations are rounded to int8 token by token"
     dtype = torch.int8
-    def __init__(self,
-        rows: int, columns: int, # shape of the matrix
-        bias: torch.Tensor | None = None,
-    ): super().__init__(rows, columns, bias, qweight=torch.zeros(rows, columns, dtype=self.dtype), scales=torch.zeros(rows, 1))
+    def __init__(self, rows: int, columns: int, bias: torch.Tensor | None = None):
+        super().__init__(rows, columns, bias, qweight=torch.zeros(rows, columns, dtype=self.dtype), scales=torch.zeros(rows, 1))
     @classmethod
     def of(cls, lin: nn.Linear):
         "Quantize a linear layer"
@@ -166,18 +149,13 @@ class Float8Linear(Int8Linear):
         if q.is_cuda: return torch._scaled_mm(q, self.qweight.T, scale_a=scale, scale_b=self.scales.T, out_dtype=torch.bfloat16, use_fast_accum=True)
         return F.linear(q.float(), self.qweight.float()) * scale * self.scales.T
 
-
 # %% ../../nbs/5_inference/02_quantize.ipynb #be9cb02f
 def linears(model, kind=nn.Linear) -> list[tuple[str, nn.Module]]:
     "The blocks' matrices by name; embedding and head are not among them"
     return [(n, m) for n, m in model.named_modules() if isinstance(m, kind) and n.startswith('layers.')]
 
-def put_layer(
-    model,
-    name: str,      # for example layers.3.mlp.up_proj
-    new: nn.Module, # takes the place of what is there
-) -> None:
-    "Replace a layer by its name"
+def put_layer(model, name: str, new: nn.Module) -> None:
+    "Replace a layer by its name, for example layers.3.mlp.up_proj"
     parent, _, last = name.rpartition('.')
     setattr(model.get_submodule(parent), last, new)
 
@@ -208,12 +186,10 @@ def kv_attention(
     kind: str = 'int8',  # how the cache holds them: int8, int4 or fp8
 ) -> Callable:
     "The same attention on keys and values that went through a smaller cache"
-    bits = {'int8': 8, 'int4': 4}
-    if kind not in (*bits, 'fp8'): raise UserError(f"a cache of kind '{kind}' is unknown; expected int8, int4 or fp8")
-    def through(x):
-        if kind == 'fp8': return x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype)
-        return dequantize_kv(*quantize_kv(x, bits[kind]), x.dtype, bits[kind])
-    return lambda q, k, v, layer: attention(q, through(k), through(v), layer)
+    integers = lambda bits: lambda x: dequantize_kv(*quantize_kv(x, bits), x.dtype, bits)
+    kinds = {'int8': integers(8), 'int4': integers(4), 'fp8': lambda x: x.clamp(-448, 448).to(torch.float8_e4m3fn).to(x.dtype)}
+    if kind not in kinds: raise UserError(f"a cache of kind '{kind}' is unknown; expected {', '.join(kinds)}")
+    return lambda q, k, v, layer: attention(q, kinds[kind](k), kinds[kind](v), layer)
 
 @torch.inference_mode()
 def perplexity(
@@ -259,7 +235,6 @@ def write_folder(folder, cfg, state: dict[str, torch.Tensor], config: dict, toke
         (tmp/'config.json').write_text(json.dumps({**to_hf(cfg, dtype), 'quantization_config': config}, indent=1))
         if tokenizer is not None: tokenizer.save(tmp)
 
-
 # %% ../../nbs/5_inference/02_quantize.ipynb #ba5fbcfd
 def quantization_of(
     path: str | Path, # a model's folder
@@ -298,4 +273,3 @@ def fill_model(folder, cfg, make: Callable, state: dict[str, torch.Tensor], devi
     try: model.load_state_dict(state, assign=True)
     except RuntimeError as e: raise UserError(f'{folder}: the weights do not fit config.json: {e}') from None
     return model.eval().requires_grad_(False)
-

@@ -3,7 +3,7 @@ import copy
 import pytest, torch
 from labkit.core.settings import UserError
 from labkit.corpus.tokens import train_tokenizer
-from labkit.inference.calibration import GROUPS, Recipe, best_scale, calibrate, calibration_tokens, fold, gptq_round, inputs_of, output_error, refitted, repaired, second_moment, uniform_group
+from labkit.inference.calibration import GROUPS, Recipe, best_scale, calibrate, calibration_tokens, fold, gptq_round, output_error, refitted, repaired, second_moment, uniform_group
 from labkit.inference.quantize import W4Linear, dequantize_groups, linears, quantize_groups, quantize_model
 from labkit.model.config import ModelConfig
 from labkit.model.transformer import Transformer
@@ -120,9 +120,9 @@ def test_biases_and_norms_of_heads_are_kept():
     for changes in (dict(qkv_bias=True, family='qwen2'), dict(qk_norm=True, family='qwen3'), dict(n_kv_heads=4)):
         model, fitted = tiny(**changes), tiny(**changes)
         ids = torch.randint(0, 300, (16, 48), generator=torch.Generator().manual_seed(1))
-        calibrate(fitted, ids)
+        calibrate(fitted, ids, Recipe(group=64))
         off = lambda m: float((m.hidden(ids) - model.hidden(ids)).norm() / model.hidden(ids).norm())
-        assert off(fitted) < .8 * off(quantize_model(tiny(**changes), 64)), changes
+        assert off(fitted) < .9 * off(quantize_model(tiny(**changes), 64)), changes
 
 def test_a_group_is_as_large_as_its_rows_allow():
     model = tiny()                                                                # 64 columns take 64, 128 take 128
@@ -138,10 +138,10 @@ def test_windows_come_from_all_over_the_text():
     assert t.shape == (5, 32) and t[0].tolist() == TOKENIZER.encode(text)[:32] and t[2].tolist() == TOKENIZER.encode(text)[-32:]
     with pytest.raises(UserError, match='too short'): calibration_tokens(TOKENIZER, ['hello'], n=5, length=32)
 
-def test_inputs_are_read_and_hooks_removed():
+def test_nothing_is_left_hanging_on_the_model():
     model = tiny()
-    seen, out = inputs_of(model.layers[0], ['mlp.down_proj'], lambda: model.hidden(torch.arange(10)[None]))
-    assert seen['mlp.down_proj'].shape == (10, 128) and not any(m._forward_pre_hooks for m in model.modules())
+    calibrate(model, torch.randint(0, 300, (4, 32), generator=torch.Generator().manual_seed(1)))
+    assert not any(m._forward_pre_hooks for m in model.modules()) and {type(m).__name__ for b in model.layers for m in b.modules()} == {'Block', 'Attention', 'FeedForward', 'RMSNorm', 'W4Linear'}
 
 def test_mixtures_are_refused():
     with pytest.raises(UserError, match='mixture of experts'): calibrate(tiny(n_experts=2, experts_per_token=1, family='mixtral'), torch.zeros(2, 8, dtype=torch.long))

@@ -1,12 +1,11 @@
-"AWQ's and GPTQ's files: written and read number by number, with a second, independent decoder; the command; GGUF."
-import importlib.util, json
-from pathlib import Path
+"AWQ's and GPTQ's files: written and read number by number, with a second, independent decoder; damaged files; the command."
+import json, resource, shutil, signal
 import pytest, torch
 from hypothesis import given, settings as hyp, strategies as st
 from safetensors.torch import load_file, save_file
 from labkit.core.settings import UserError
 from labkit.corpus.tokens import train_tokenizer
-from labkit.inference.formats import AWQ, PLAIN, OrderedW4, awq_tensors, from_awq, from_gptq, gptq_tensors, keep_q4_0, main, open_quantized, pack_words, save_as, unpack_words
+from labkit.inference.formats import AWQ, PLAIN, OrderedW4, awq_tensors, from_awq, from_gptq, gptq_tensors, main, open_quantized, pack_words, save_as, unpack_words
 from labkit.inference.quantize import W4Linear, dequantize_groups, linears, quantize_groups, quantize_model
 from labkit.model.config import ModelConfig
 from labkit.model.transformer import Transformer
@@ -131,10 +130,86 @@ def test_groups_of_two_sizes_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match='unknown'): save_as(model, tmp_path/'q', 'exl2')
     assert not (tmp_path/'q').exists()
 
-def test_a_cut_file_is_refused(tmp_path):
-    save_as(quantize_model(tiny(), 32), tmp_path/'q', 'gptq')
-    f = tmp_path/'q'/'model.safetensors'; f.write_bytes(f.read_bytes()[:3000])
+def decoded(t, name, config):
+    "The matrix `name` of a file, by the published layouts alone and not by labkit's code: (N, M) float32"
+    shifts = torch.arange(0, 32, 4)
+    across = lambda words: (words[..., None] >> shifts & 15).flatten(1)                          # eight numbers of an int32 lie side by side
+    words, zeros, scales = (t[f'{name}.{k}'] for k in ('qweight', 'qzeros', 'scales'))
+    if config['quant_method'] == 'awq':
+        place = lambda x: x.unflatten(1, (-1, 8))[..., [0, 4, 1, 5, 2, 6, 3, 7]].flatten(1)      # where AutoAWQ put numbers 0 … 7
+        q, z, g = place(across(words)), place(across(zeros)), torch.arange(len(words)) // config['group_size']
+    else:
+        q = across(words.T.contiguous()).T                                                       # packed along the inputs
+        z, g = across(zeros) + (config['checkpoint_format'] == 'gptq'), t[f'{name}.g_idx'].long()
+    return ((q - z[g]) * scales.float()[g]).T
+
+@pytest.mark.parametrize('format', ['awq', 'gptq', 'gptq_v2'])
+def test_transformers_model_filled_from_the_file_computes_the_same(format, tmp_path):
+    "Names, shapes, config.json: transformers itself needs packages (gptqmodel, optimum) to read the packed tensors, so the decoder above unpacks them for it"
+    transformers = pytest.importorskip('transformers')
+    model = quantize_model(tiny(), 32)
+    save_as(model, tmp_path/'q', format, TOKENIZER)
+    config = transformers.AutoConfig.from_pretrained(tmp_path/'q')
+    q = config.quantization_config
+    read = (transformers.AwqConfig if format == 'awq' else transformers.GPTQConfig).from_dict(dict(q))
+    assert read.bits == 4 and read.group_size == 32 and read.quant_method == q['quant_method']
+    del config.quantization_config
+    theirs, t = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval(), load_file(tmp_path/'q'/'model.safetensors')
+    state = {n: v.float() for n, v in t.items() if n.rpartition('.')[2] not in ('qweight', 'qzeros', 'scales', 'g_idx')}
+    state |= {n.replace('qweight', 'weight'): decoded(t, n.removesuffix('.qweight'), q) for n in t if n.endswith('.qweight')}
+    assert len([n for n in t if n.endswith('.qweight')]) == 14
+    lost = theirs.load_state_dict(state, strict=False)
+    assert not lost.unexpected_keys and set(lost.missing_keys) <= {'lm_head.weight'}
+    with torch.no_grad(): torch.testing.assert_close(theirs(IDS).logits, open_quantized(tmp_path/'q')(IDS), atol=1e-4, rtol=1e-3)
+
+# Damaged files
+
+def folder_of(format, path):
+    save_as(quantize_model(tiny(), 32), path, format)
+    return path/'model.safetensors'
+
+@pytest.mark.parametrize('format', ['labkit', 'awq', 'gptq'])
+@pytest.mark.parametrize('left', [0, 5, 3000, -1])
+def test_a_cut_file_is_refused(format, left, tmp_path):
+    f = folder_of(format, tmp_path/'q')
+    f.write_bytes(f.read_bytes()[:left])
+    with pytest.raises(UserError, match='model.safetensors'): open_quantized(tmp_path/'q')
+
+@pytest.mark.parametrize('format', ['labkit', 'awq', 'gptq'])
+@pytest.mark.parametrize('kind', ['qweight', 'scales', 'nan', 'rows'])
+def test_tensors_that_contradict_each_other_are_refused(format, kind, tmp_path):
+    f = folder_of(format, tmp_path/'q')
+    t, n = load_file(f), 'model.layers.1.mlp.down_proj'                                            # 96 columns, 3 groups
+    if kind == 'nan': t[f'{n}.scales'][0, 0] = float('nan')
+    elif kind == 'rows': t[f'{n}.qweight'] = torch.cat([t[f'{n}.qweight']] * 2)
+    elif kind == 'scales': t[f'{n}.scales'] = torch.ones(64, 5).half() if format == 'labkit' else torch.ones(5, 64).half()
+    else: t[f'{n}.qweight'] = t[f'{n}.qweight'].flatten()
+    save_file({k: v.contiguous() for k, v in t.items()}, f)
+    with pytest.raises(UserError, match='down_proj'): open_quantized(tmp_path/'q')
+
+@pytest.mark.parametrize('damage', [lambda g: g * 0, lambda g: g + 1, lambda g: g - 1, lambda g: g[:-1]])
+def test_a_wrong_g_idx_is_refused(damage, tmp_path):
+    t = act_order_folder(tmp_path/'q')
+    n = 'model.layers.0.mlp.down_proj.g_idx'
+    save_file(t | {n: damage(t[n]).contiguous()}, tmp_path/'q'/'model.safetensors')
+    with pytest.raises(UserError, match='down_proj'): open_quantized(tmp_path/'q')
+
+@pytest.mark.parametrize('format', ['labkit', 'awq'])
+@pytest.mark.parametrize('file, words', [('config.json', 'config.json'), ('model.safetensors', 'model.safetensors')])
+def test_a_missing_or_broken_part_is_named(format, file, words, tmp_path):
+    folder_of(format, tmp_path/'q')
+    (tmp_path/'q'/file).write_text((tmp_path/'q'/file).read_text(errors='replace')[:100])
+    with pytest.raises(UserError, match=words): open_quantized(tmp_path/'q')
+    (tmp_path/'q'/file).unlink()
     with pytest.raises(UserError): open_quantized(tmp_path/'q')
+
+@pytest.mark.parametrize('left', [0, 20, 2000, -100])
+def test_a_cut_gguf_is_refused(left, tmp_path):
+    from labkit.model.checkpoint import embedded_file
+    whole = embedded_file('smollm2-135m-instruct')
+    with open(whole, 'rb') as f: (tmp_path/'m.gguf').write_bytes(f.read()[:left])
+    with pytest.raises(UserError, match='m.gguf'): main([str(tmp_path/'m.gguf'), '--method', 'rtn', '--out', str(tmp_path/'q')])
+    assert not (tmp_path/'q').exists()
 
 # The command
 
@@ -170,17 +245,41 @@ def test_the_command_names_what_is_wrong(saved, args, words, tmp_path):
     with pytest.raises(UserError, match=words): main([*args, '--out', str(tmp_path/'q')])
     assert not (tmp_path/'q').exists()
 
-# GGUF
+def test_what_would_fail_later_is_refused_at_once(saved, tmp_path, monkeypatch):
+    path, text = saved
+    run = lambda model, out, *more: main([str(model), '--method', 'rtn', '--out', str(out), *more])
+    run(path, tmp_path/'q')
+    with pytest.raises(UserError, match='quantized already'): run(tmp_path/'q', tmp_path/'again')
+    run(path, tmp_path/'q')                                                                        # its own old result may be replaced
+    kept = path.parent/'kept'; shutil.copytree(path, kept)
+    for out in (kept, text): pytest.raises(UserError, run, kept, out).match('something else')
+    assert (kept/'model.safetensors').exists() and text.exists()
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(UserError, match='1 B free'): run(path, tmp_path/'new')
 
-def test_q4_0_is_kept_as_it_is(tmp_path):
-    gguf = pytest.importorskip('gguf')
-    from labkit.model.gguf import load_gguf
-    spec = importlib.util.spec_from_file_location('gguf_files', Path(__file__).parents[1]/'model'/'test_gguf.py')
-    files = importlib.util.module_from_spec(spec); spec.loader.exec_module(files)
-    model = tiny(qkv_bias=False, family='llama')
-    files.write(tmp_path/'m.gguf', model, 'llama', 'Q4_0')
-    plain, _ = load_gguf(tmp_path/'m.gguf')
-    kept, _ = load_gguf(tmp_path/'m.gguf')
-    assert keep_q4_0(kept, tmp_path/'m.gguf') == 14 == len(linears(kept, W4Linear))
-    for (n, a), (_, b) in zip(linears(plain), linears(kept, W4Linear)): assert torch.equal(a.weight, b.dequantize()), n
-    torch.testing.assert_close(kept(IDS), plain(IDS))
+def test_an_unknown_method_is_named(saved, capsys):
+    with pytest.raises((UserError, SystemExit)) as e: main([str(saved[0]), '--method', 'awqq'])
+    said = str(e.value) + capsys.readouterr().err
+    assert 'awqq' in said and 'gptq' in said
+
+def test_an_interrupted_run_leaves_the_old_result(saved, tmp_path, monkeypatch):
+    from labkit.core import progress
+    path, text = map(str, saved)
+    main([path, '--method', 'rtn', '--out', str(tmp_path/'q')])
+    old = (tmp_path/'q'/'model.safetensors').read_bytes()
+    def stop(items, *a, **k):
+        yield next(iter(items))
+        raise KeyboardInterrupt
+    monkeypatch.setattr(progress, 'track', stop)
+    with pytest.raises(KeyboardInterrupt): main([path, '--method', 'awq', '--out', str(tmp_path/'q'), '--calibrate', text, '--windows', '2', '--window', '16'])
+    assert (tmp_path/'q'/'model.safetensors').read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ['q']
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path):
+    "The system refuses files over 20 kB, as a full disk would"
+    save_as(quantize_model(tiny(), 32), tmp_path/'q', 'awq')
+    old, limit, handler = (tmp_path/'q'/'model.safetensors').read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        with pytest.raises(UserError, match='cannot be written.*nothing half-written'): save_as(quantize_model(tiny(), 32), tmp_path/'q', 'gptq')
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit); signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path/'q'/'model.safetensors').read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ['q']
