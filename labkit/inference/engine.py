@@ -7,9 +7,8 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/engine.html.md"""
 # %% auto #0
 __all__ = ['Engine', 'Delta', 'EngineSettings', 'Output', 'PromptTooLong', 'RequestFailed', 'replay']
 
-# %% ../../nbs/5_inference/27_engine.ipynb #02adbb19
-import itertools, threading, time
-import torch
+# %% ../../nbs/5_inference/27_engine.ipynb #7837377c
+import itertools, threading, time, torch
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -25,14 +24,13 @@ from .prefix import PrefixCache
 from .quantize import QuantizedLinear, linears
 from .request import Delta, Job, Journal, Output, PromptTooLong, RequestFailed, prompt_ids, replay
 from .runner import reach
-from .sampling import Choice, NotFinite, check_sampling, choose, with_logprobs
+from .sampling import Choice, NotFinite, check_sampling, choose, likeliest, with_logprobs
 from .scheduler import Preemption, Request, Scheduler, Work
-from .score import Scorer, batches
+from .score import Scorer, pair_ids, parts
 
-# %% ../../nbs/5_inference/27_engine.ipynb #4f7da806
+# %% ../../nbs/5_inference/27_engine.ipynb #6923dc4b
 _all_ = ['Delta', 'EngineSettings', 'Output', 'PromptTooLong', 'RequestFailed', 'replay'] # what its users need of the modules before
 
-# %% ../../nbs/5_inference/27_engine.ipynb #ef4a1c62
 class Engine:
     "Continuous batching over a paged cache; an `LM` that is safe to use from several threads"
     def __init__(self,
@@ -41,7 +39,7 @@ class Engine:
         settings: EngineSettings = EngineSettings(),
         name: str = 'model',                          # as servers call it
         seed: int = 0,                                # requests without a seed of their own draw theirs from here
-        packed: dict | None = None,                   # packed weights for the compiled CPU step, see `open_packed`
+        packed: dict | None = None,                   # packed weights for the compiled CPU step, see `packed_gguf`
         guesser=None,                                 # proposes tokens to check, see `PromptLookup` (default: as the settings say)
         journal: str | Path | None = None,            # file for all that comes in, see `replay`
         split=None,                                   # the other processes that hold parts of the model, see `open_split`
@@ -53,17 +51,22 @@ class Engine:
         else: self.cache = make_cache(model, s); self._start_runner()
         self.prefix, self.reach = PrefixCache(self.cache) if s.prefix else None, partial(reach, model.rope.cfg, limit=s.max_context)
         self.scheduler = Scheduler(self.cache, s.max_batch, s.step_tokens, self.prefix, reach=self.reach, preemption=Preemption('swap', int(s.swap_gb * 1e9)) if s.swap_gb else Preemption())
-        self.score = Scorer(lambda work: self.runner(work), self.cache, self._free_blocks, s.step_tokens, self.reach)
+        self.score = Scorer(lambda work: self.runner(work), self.cache, self.scheduler.free_blocks, s.step_tokens, self.reach)
+        self._ids_of = partial(prompt_ids, tokenizer=tokenizer, vocab_size=model.cfg.vocab_size, room=s.room)
         self._seeds, self._ids, self._journal = torch.Generator().manual_seed(seed), itertools.count(), Journal(journal) if journal else None
-        self._inbox, self._aborts, self._outbox, self._jobs, self._flight = deque(), deque(), deque(), {}, None # `_flight`: a step that a device still computes
+        self._inbox, self._aborts, self._outbox, self._jobs, self._flight = deque(), deque(), deque(), {}, deque() # `_flight`: steps that a device still computes
         self._lock, self._intake = threading.RLock(), threading.Lock()          # a step; a submission
         self._counts = dict(requests=0, finished=0, aborted=0, failed=0, prompt_tokens=0, generated_tokens=0, steps=0, busy_s=0.0, guessed=0, accepted=0)
     @property
     def model(self):
         "The `Transformer`, complete: weights that only the compiled step has used so far, packed, are unpacked now"
         return complete(self._model)
+    @property
+    def has_work(self) -> bool:
+        "Is a step worth while?"
+        return bool(self._inbox or self._aborts or self._outbox or self._flight or self.scheduler.has_work)
     def _start_runner(self): self.runner, self.plain, self.backend_reason = make_runner(self._model, self.cache, self.settings, self.packed, self.tokenizer.eos_ids)
-    def _alone(self, what: str):
+    def _alone(self, what):
         if self._split: raise UserError(f'{what}: not with tensor_parallel = {self.settings.tensor_parallel}; open the model in one process for it')
     def close(self) -> None:
         "End the other processes, if there are any, and the journal"
@@ -88,19 +91,16 @@ def open(cls: Engine,
     try: return cls(split.model, split.tokenizer, settings, name, run.seed, split=split)
     except BaseException: split.close(); raise
 
-# %% ../../nbs/5_inference/27_engine.ipynb #9f5eb655
+# %% ../../nbs/5_inference/27_engine.ipynb #cdf5c123
 @patch
-def _new_job(self: Engine, prompt, params: Sampling, routed: bool = False, whole: bool = False, adapter: str | None = None, **more) -> Job:
+def _new_job(self: Engine, prompt, params: Sampling, outbox: deque | None = None, whole: bool = False, adapter: str | None = None, **more) -> Job:
     check_sampling(params, self._model.cfg.vocab_size)
     if adapter:
         with self._lock: self.adapters.acquire(adapter); self.adapters.release(adapter) # is it there?
     ids = self._ids_of(prompt)
     with self._intake: id, seed = next(self._ids), int(torch.randint(2**62, (), generator=self._seeds))
     r = Request(id, ids, params, min(params.max_tokens, self.capacity - len(ids)), seed=seed if params.seed is None else params.seed, adapter=adapter, **more)
-    return Job(r, self.tokenizer, routed, whole)
-
-@patch
-def _ids_of(self: Engine, prompt: str | Sequence[int]) -> list[int]: return prompt_ids(prompt, self.tokenizer, self._model.cfg.vocab_size, self.capacity)
+    return Job(r, self.tokenizer, outbox, whole)
 
 @patch
 def add(self: Engine,
@@ -111,7 +111,7 @@ def add(self: Engine,
     adapter: str | None = None,     # a LoRA adapter that `load_adapter` has loaded
 ) -> int:                           # the request's id
     "Put a request into the queue; returns at once. Raises `PromptTooLong` or `BadSampling`"
-    self._inbox.append(job := self._new_job(prompt, params, routed=True, priority=priority, session=session, adapter=adapter))
+    self._inbox.append(job := self._new_job(prompt, params, outbox=self._outbox, priority=priority, session=session, adapter=adapter))
     return job.request.id
 
 @patch
@@ -120,11 +120,6 @@ def abort(self: Engine,
 ) -> None:
     "Stop a request; the next step ends it with `finish_reason` abort and frees its blocks"
     self._aborts.append(id)
-
-@patch(as_prop=True)
-def has_work(self: Engine) -> bool:
-    "Is a step worth while?"
-    return bool(self._inbox or self._aborts or self._outbox or self._flight or self.scheduler.has_work)
 
 @patch
 def _take_in(self: Engine):
@@ -141,12 +136,7 @@ def _take_in(self: Engine):
     while self._aborts:
         if job := self._jobs.get(self._aborts.popleft()): self._end(job, 'abort')
 
-# %% ../../nbs/5_inference/27_engine.ipynb #8f123bfc
-@patch
-def _show(self: Engine, job: Job, text: str, c: Choice | None, reason: str | None = None):
-    out = job.show(text, c, reason)
-    if job.routed: self._outbox.append(out)
-
+# %% ../../nbs/5_inference/27_engine.ipynb #fddb664d
 @patch
 def _end(self: Engine, job: Job, reason: str, choice: Choice | None = None, text: str = '', error: Exception | None = None):
     "Finish a job: blocks back, held text out"
@@ -156,7 +146,7 @@ def _end(self: Engine, job: Job, reason: str, choice: Choice | None = None, text
     self.adapters.release(r.adapter)
     del self._jobs[r.id]
     self._counts[{'abort': 'aborted', 'error': 'failed'}.get(reason, 'finished')] += 1
-    self._show(job, job.rest(text), choice, reason)
+    job.show(job.rest(text), choice, reason)
     r.finish_reason = reason
 
 @patch
@@ -169,9 +159,8 @@ def _take(self: Engine, job: Job, c: Choice):
     text = job.take(c.token)
     if job.stops.found is not None: self._end(job, 'stop', c, text)
     elif len(r.tokens) >= r.limit: self._end(job, 'length', c, text)
-    else: self._show(job, text, c)
+    else: job.show(text, c)
 
-# %% ../../nbs/5_inference/27_engine.ipynb #b155f5fd
 @patch
 def _advance(self: Engine, job: Job, logits: torch.Tensor, work: Work, greedy: int):
     "Choose a request's next tokens from the logits (1 + guesses, V) at its end"
@@ -186,14 +175,9 @@ def _advance(self: Engine, job: Job, logits: torch.Tensor, work: Work, greedy: i
     for c in choices:
         if not job.done: self._take(job, c)
 
-def _likeliest(logits: torch.Tensor) -> list[int]:
-    "The argmax of each row. On a CPU by numpy: torch would wake its threads, and they spin for a while on the cores that the next step needs"
-    return logits.float().numpy().argmax(-1).tolist() if logits.device.type == 'cpu' else logits.argmax(-1).tolist()
-
 @patch
 def _choose_there(self: Engine, jobs: Sequence[Job], logits: torch.Tensor):
     "The device chooses, so that a request draws the same tokens whether or not somebody in the batch needs the scores here"
-    if not jobs: return
     params, raw = self.runner.params, logits.clone() if any(j.request.params.logit_bias for j in jobs) else logits
     for j, row in zip(jobs, raw):
         for token, bias in j.request.params.logit_bias: row[token] += bias
@@ -205,19 +189,11 @@ def _choose_there(self: Engine, jobs: Sequence[Job], logits: torch.Tensor):
         if token < 0 or j.error: self._end(j, 'error', error=j.error or NotFinite('the model returned NaN or infinite scores'))
         else: self._take(j, with_logprobs(token, row, j.request.params.logprobs))
 
-# %% ../../nbs/5_inference/27_engine.ipynb #2584013c
 @patch
 def _logits(self: Engine, work: Sequence[Work]) -> torch.Tensor: # (wanted, V)
     "The step's logits; rows with an adapter go through the model itself"
     if not any(w.request.adapter for w in work): return self.runner(work)
     with self.adapters.use([w.request.adapter for w in work for _ in range(w.n)]): return self.plain(work)
-
-@patch
-def _computed(self: Engine, work: Sequence[Work]):
-    "Note what a step has put into the cache"
-    for w in work:
-        w.request.computed = w.start + w.n
-        self._counts['prompt_tokens'] += max(0, min(w.start + w.n, len(w.request.prompt)) - w.start)
 
 @patch
 def _compute(self: Engine, work: Sequence[Work]):
@@ -227,14 +203,15 @@ def _compute(self: Engine, work: Sequence[Work]):
         if len(work) == 1: return self._end(self._jobs[work[0].request.id], 'error', error=e)
         for w in work: self._compute([w])
         return
-    self._computed(work)
+    for w in work: w.advance()
+    if not len(logits): return
     if hasattr(self.runner, 'params') and self.guesser is None: return self._choose_there([self._jobs[w.request.id] for w in work if w.wants], logits)
-    best, at = _likeliest(logits), 0
+    best, at = likeliest(logits), 0
     for w in work:
         if w.wants: self._advance(self._jobs[w.request.id], logits[at:at + w.wants], w, best[at])
         at += w.wants
 
-# %% ../../nbs/5_inference/27_engine.ipynb #1d0f6b10
+# %% ../../nbs/5_inference/27_engine.ipynb #3c0fca56
 @patch
 def _launch(self: Engine, work: Sequence[Work]):
     "Start a step on the device; then read what the one before it chose"
@@ -243,37 +220,24 @@ def _launch(self: Engine, work: Sequence[Work]):
         self._wait()
         if work := [w for w in work if w.request.id in self._jobs]: self._compute(work)
         return
-    self._computed(work)
-    for w in work: w.request.in_flight += bool(w.wants)
-    before, self._flight = self._flight, (work, launched)
-    self._land(before)
+    for w in work: w.advance(); w.request.in_flight += bool(w.wants)
+    self._flight.append((work, launched))
+    self._wait(1)
 
 @patch
-def _land(self: Engine, flight):
-    "Wait for a launched step and hand out its tokens; requests that have ended meanwhile get nothing"
-    if flight is None: return
-    work, launched = flight
-    for w in work: w.request.in_flight -= bool(w.wants)
-    try: tokens = launched.tokens()
-    except Exception as e:                                          # the device failed: nobody who was on it has what it computed
-        for w in work:
-            if job := self._jobs.get(w.request.id): self._end(job, 'error', error=e)
-        return
-    for w, token in zip((w for w in work if w.wants), tokens):
-        if (job := self._jobs.get(w.request.id)) is None: continue
-        if token < 0: self._end(job, 'error', error=NotFinite('the model returned NaN or infinite scores'))
-        else: self._take(job, Choice(token))
+def _wait(self: Engine, left: int = 0):
+    "Let the device finish all steps but so many, and hand out their tokens; requests that have ended meanwhile get nothing"
+    while len(self._flight) > left:
+        work, launched = self._flight.popleft()
+        for w in work: w.request.in_flight -= bool(w.wants)
+        try: tokens, error = launched.tokens(), None
+        except Exception as e: tokens, error = itertools.repeat(-1), e                     # the device failed: nobody who was on it has what it computed
+        for w, token in zip((w for w in work if w.wants or error), tokens):
+            if (job := self._jobs.get(w.request.id)) is None: continue
+            if token < 0: self._end(job, 'error', error=error or NotFinite('the model returned NaN or infinite scores'))
+            else: self._take(job, Choice(token))
 
-@patch
-def _wait(self: Engine):
-    "Let the device finish"
-    flight, self._flight = self._flight, None
-    self._land(flight)
-
-# %% ../../nbs/5_inference/27_engine.ipynb #13ace4e5
-@patch
-def _propose(self: Engine, r: Request, room: int) -> tuple[int, ...]: return self.guesser.propose(r, min(room, self.settings.guesses))
-
+# %% ../../nbs/5_inference/27_engine.ipynb #c058ed5a
 @patch
 def _step(self: Engine):
     with self._lock:
@@ -281,12 +245,11 @@ def _step(self: Engine):
         self._take_in()
         ahead = hasattr(self.runner, 'launch') and self.guesser is None and not any(j.on_host or j.request.adapter for j in self._jobs.values())
         if not ahead: self._wait()
-        if work := self.scheduler.plan(self.guesser and self._propose):
+        if work := self.scheduler.plan(self.guesser and (lambda r, room: self.guesser.propose(r, min(room, self.settings.guesses)))):
             if hasattr(self.runner, 'admit'):
                 for r in self.scheduler.admitted: self.runner.admit(r, r.seed)
-            if ahead: self._launch(work)
-            else: self._compute(work)
-            self._counts['steps'] += 1
+            (self._launch if ahead else self._compute)(work)
+            self._counts['steps'] += 1; self._counts['prompt_tokens'] += sum(w.reads for w in work)
         else: self._wait()
         self._counts['busy_s'] += time.perf_counter() - t
 
@@ -296,14 +259,13 @@ def step(self: Engine) -> list[Output]: # what happened to requests that came th
     self._step()
     with self._lock: return [self._outbox.popleft() for _ in range(len(self._outbox))]
 
-# %% ../../nbs/5_inference/27_engine.ipynb #eccb5cf7
+# %% ../../nbs/5_inference/27_engine.ipynb #39c6135a
 @patch
 def _leave(self: Engine, jobs: Sequence[Job]):
     "The reader of these jobs is gone: end them now"
     with self._lock:
         self._take_in()
-        for j in jobs:
-            if not j.done: self._end(j, 'abort')
+        for j in [j for j in jobs if not j.done]: self._end(j, 'abort')
 
 @patch
 def stream(self: Engine,
@@ -312,11 +274,11 @@ def stream(self: Engine,
     **more,                          # priority, session, adapter: see `add`
 ) -> Iterator[Delta]:                # the last one has a finish_reason
     "Continue one prompt, piece by piece; leaving the loop early ends the request"
-    self._inbox.append(job := self._new_job(prompt, params, **more))
-    return self._read(job)
+    return self._read(self._new_job(prompt, params, **more))
 
 @patch
 def _read(self: Engine, job: Job):
+    self._inbox.append(job)
     shown = 0
     try:
         while not job.done or shown < len(job.deltas):
@@ -327,7 +289,6 @@ def _read(self: Engine, job: Job):
     finally:
         if not job.done: self._leave([job])
 
-# %% ../../nbs/5_inference/27_engine.ipynb #ba2fc4a2
 @patch
 def generate(self: Engine,
     prompts: Sequence[str | Sequence[int]], # texts, or token ids
@@ -342,7 +303,6 @@ def generate(self: Engine,
     finally: self._leave(jobs)
     return [j.completion() for j in jobs]
 
-# %% ../../nbs/5_inference/27_engine.ipynb #1fbec97c
 @patch
 def chat(self: Engine,
     messages: Sequence[dict],             # `{'role', 'content'}` in OpenAI's shape
@@ -355,39 +315,19 @@ def chat(self: Engine,
     text, calls = parse_tool_calls(c.text, salt=str(time.time_ns()))
     return dict(role='assistant', content=text, **(dict(tool_calls=calls) if calls else {}))
 
-# %% ../../nbs/5_inference/27_engine.ipynb #259e3fe6
-@patch
-def _free_blocks(self: Engine, n: int):
-    "Have n blocks free: idle ones first, then those of running requests, which are computed again later"
-    pool = self.cache.pool
-    while pool.n_free < n:
-        if self.prefix and self.prefix.evict(n - pool.n_free): continue
-        if not self.scheduler.running: raise PromptTooLong(f'{n} blocks of the cache are needed at once, {pool.n_free} of {self.cache.n_blocks} are free; make cache_tokens larger')
-        self.scheduler.preempt(self.scheduler.running[-1])
-
-@patch
-def _pair_ids(self: Engine, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    "Ids of the context and of the continuation, cut where the context's own tokens end"
-    both, n = self._ids_of(context + continuation), len(self.tokenizer.encode(context, special=True))
-    if n == 0: both, n = self._ids_of('') + both, 1
-    if n >= len(both): raise UserError(f'the continuation {continuation!r} adds no token to its context')
-    return both[:n], both[n:]
-
+# %% ../../nbs/5_inference/27_engine.ipynb #38f814ab
 @patch
 def loglikelihood(self: Engine,
     pairs: Sequence[tuple[str, str]], # (context, continuation)
 ) -> list[tuple[float, bool]]:
     "Sum of log p(continuation | context) in nats, and whether greedy decoding would write the continuation"
-    groups, out = {}, [None] * len(pairs)
-    for i, (ctx, end) in enumerate(self._pair_ids(*p) for p in pairs): groups.setdefault(tuple(ctx), []).append((i, end))
-    asked = [(ctx, [e for _, e in ends]) for ctx, ends in groups.items()]
-    where = [[i for i, _ in ends] for ends in groups.values()]
-    for part in batches(asked, self.cache.n_blocks * self.settings.block_size // 2, self.settings.block_size):
+    ids, out = [pair_ids(*p, self._ids_of, self.tokenizer) for p in pairs], [None] * len(pairs)
+    for part in parts(ids, self.cache.n_blocks * self.settings.block_size // 2, self.settings.block_size):
         with self._lock:
             self._wait()
-            scores = self.score([(asked[g][0], [asked[g][1][e] for e in es]) for g, es in part])
-        for (g, es), group in zip(part, scores):
-            for e, tokens in zip(es, group): out[where[g][e]] = (sum(lp for lp, _, _ in tokens), all(best for _, best, _ in tokens))
+            scores = self.score([(ctx, [ids[i][1] for i in where]) for ctx, where in part.items()])
+        for where, group in zip(part.values(), scores):
+            for i, tokens in zip(where, group): out[i] = (sum(lp for lp, _, _ in tokens), all(best for _, best, _ in tokens))
     return out
 
 @patch
@@ -396,10 +336,10 @@ def token_scores(self: Engine,
     top: int = 0,        # alternatives to report at each token
 ) -> list[tuple[float, bool, dict]]: # of every token but the first: log-probability in nats, is it greedy, the likeliest alternatives
     "How likely each token of a given text is after those before it"
-    ids = self._ids_of(ids)
+    first, *rest = self._ids_of(ids)
     with self._lock:
         self._wait()
-        return self.score([(ids[:1], [ids[1:]] if len(ids) > 1 else [])], top)[0][0] if len(ids) > 1 else []
+        return self.score([([first], [rest])], top)[0][0] if rest else []
 
 @patch
 @torch.inference_mode()
@@ -408,16 +348,16 @@ def embed(self: Engine,
 ) -> torch.Tensor:                        # (n, D) float32, each of length 1
     "Mean of the last layer's states over each text"
     self._alone('embed')
-    rows, dev = [self._ids_of(t) for t in texts], self.cache.k.device
+    rows, alike = [self._ids_of(t) for t in texts], {}
     out = torch.empty(len(rows), self.model.cfg.dim)
-    for n in sorted({len(r) for r in rows}):                          # texts of one length together: nothing is padded
-        same = [i for i, r in enumerate(rows) if len(r) == n]
-        for part in (same[a:a + max(1, self.settings.step_tokens // n)] for a in range(0, len(same), max(1, self.settings.step_tokens // n))):
-            with self._lock: h = self.model.hidden(torch.tensor([rows[i] for i in part], device=dev)).float().mean(1)
+    for i, ids in enumerate(rows): alike.setdefault(len(ids), []).append(i)           # texts of one length together: nothing is padded
+    for n, same in alike.items():
+        for part in torch.tensor(same).split(max(1, self.settings.step_tokens // n)):
+            with self._lock: h = self.model.hidden(torch.tensor([rows[i] for i in part], device=self.cache.k.device)).float().mean(1)
             out[part] = torch.nn.functional.normalize(h, dim=-1).cpu()
     return out
 
-# %% ../../nbs/5_inference/27_engine.ipynb #30712acc
+# %% ../../nbs/5_inference/27_engine.ipynb #a2472f05
 @patch
 def load_adapter(self: Engine,
     name: str,          # what requests will call it
@@ -447,8 +387,7 @@ def load_weights(self: Engine,
         self._wait()
         self.model.load_state_dict(state)
         self.scheduler.forget()
-        self.packed = {}                                                                # they were the old weights
-        self._start_runner()
+        self.packed = {}; self._start_runner()                                          # they were the old weights
 
 @patch
 def stats(self: Engine) -> dict:

@@ -7,9 +7,9 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/request.html.md"""
 # %% auto #0
 __all__ = ['PromptTooLong', 'RequestFailed', 'prompt_ids', 'grammar_state', 'Delta', 'Output', 'Job', 'Journal', 'replay']
 
-# %% ../../nbs/5_inference/25_request.ipynb #9d29ab87
+# %% ../../nbs/5_inference/25_request.ipynb #75bf9ec0
 import json
-import torch
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,9 +76,9 @@ class Output:
 class Job:
     "A request with what its reader sees of it"
     request: Request
-    tokenizer: object
-    routed: bool = False  # do its outputs go to whoever calls `Engine.step`?
-    whole: bool = False   # is its text read at the end only? Then it is decoded once
+    tokenizer: object           # `Tokenizer` of the model
+    outbox: deque | None = None # where its outputs go, if somebody drives many requests
+    whole: bool = False         # is its text read at the end only? Then it is decoded once
     deltas: list[Delta] = field(default_factory=list)
     error: Exception | None = None
     def __post_init__(self):
@@ -101,12 +101,13 @@ class Job:
         "The text of its end: `text`, and all that was held back"
         if self.whole: return self.tokenizer.decode(self.request.tokens, True)
         return text if self.stops.found is not None else text + self.stops.add(self.detok.flush()) + self.stops.flush()
-    def show(self, text: str, c: Choice | None, reason: str | None = None) -> Output:
-        "Give its reader a delta; the same as an output"
+    def show(self, text: str, c: Choice | None, reason: str | None = None) -> None:
+        "Give its reader new text, and the token that brought it"
         token, lp, top = (c.token, c.logprob, c.top) if c else (None, None, None)
         self.deltas.append(Delta(text, token, lp, reason, top))
+        if self.outbox is None: return
         one = lambda x: None if x is None else (x,)
-        return Output(self.request.id, one(token) or (), text, reason, one(lp), one(top), str(self.error) if self.error else None)
+        self.outbox.append(Output(self.request.id, one(token) or (), text, reason, one(lp), one(top), str(self.error) if self.error else None))
     def completion(self) -> Completion:
         "All of it; raises `RequestFailed`"
         r, said = self.request, [d for d in self.deltas if d.token is not None]

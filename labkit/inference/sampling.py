@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/sampling.html.md"""
 
 # %% auto #0
 __all__ = ['BadSampling', 'check_sampling', 'adjust', 'top_k_only', 'top_p_only', 'min_p_only', 'distribution', 'draw', 'Choice',
-           'NotFinite', 'generator_for', 'with_logprobs', 'is_plain', 'choose']
+           'NotFinite', 'generator_for', 'with_logprobs', 'is_plain', 'choose', 'likeliest']
 
 # %% ../../nbs/5_inference/05_sampling.ipynb #e4151545
 import math
@@ -149,3 +149,10 @@ def choose(
         token = int(x.argmax()) if p.temperature == 0 else draw(distribution(x, p), generator)
     if not torch.isfinite(logits[token]): raise NotFinite('the model returned NaN or infinite scores')
     return with_logprobs(token, logits, p.logprobs)
+
+def likeliest(
+    logits: torch.Tensor, # (B, V)
+) -> list[int]:
+    "The argmax of each row. On a CPU by numpy: torch would wake its threads, and they spin for a while on the cores that the next step needs"
+    return logits.float().numpy().argmax(-1).tolist() if logits.device.type == 'cpu' else logits.argmax(-1).tolist()
+

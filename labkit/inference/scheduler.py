@@ -77,6 +77,10 @@ class Work:
         "Does this part reach the request's last token, so that the next one can be chosen?"
         return self.wants > 0
     @property
+    def reads(self) -> int:
+        "Prompt tokens among them"
+        return max(0, min(self.start + self.n, len(self.request.prompt)) - self.start)
+    @property
     def ids(self) -> list[int]: return self.request.ids(self.start, self.n - len(self.guess)) + list(self.guess)
     def advance(self,
         accepted: int = 0, # guesses that were right
@@ -230,6 +234,16 @@ def _guess(self: Scheduler, r: Request, propose: Callable, room: int) -> tuple[i
     k = min(room, r.limit - len(r.tokens) - 1, (len(r.table) + spare) * self.cache.block_size - r.length)
     while k > 0 and self.reach(r.length + k) != r.reach: k -= 1       # they are checked with the frequencies of now
     return tuple(propose(r, k))[:k] if k > 0 and not r.in_flight else ()
+
+@patch
+def free_blocks(self: Scheduler,
+    n: int, # blocks, for somebody who is no request
+) -> None:
+    "Have n blocks free: idle ones first, then those of running requests, which are computed again later; raises `UserError`"
+    while (need := n - self.cache.pool.n_free) > 0:
+        if self.prefix and self.prefix.evict(need): continue
+        if not self.running: raise UserError(f'{n} blocks of the cache are needed at once, it has {self.cache.n_blocks}, {n - need} of them free; make cache_tokens larger')
+        self.preempt(self.running[-1])
 
 # %% ../../nbs/5_inference/08_scheduler.ipynb #9d8495e2
 @patch

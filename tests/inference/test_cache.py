@@ -2,8 +2,9 @@
 import pytest, torch
 from hypothesis import given, settings as hyp, strategies as st
 from labkit.core.settings import UserError
-from labkit.inference.cache import BlockPool, OutOfBlocks, PagedAttention, PagedCache, Span, dequantize_kv, quantize_kv
+from labkit.inference.cache import BlockPool, KVCache, OutOfBlocks, PagedAttention, PagedCache, Span, dequantize_kv, quantize_kv
 from labkit.model.config import ModelConfig
+from engine_doubles import MODEL, PROMPTS, TOKENIZER
 
 CFG = ModelConfig(vocab_size=64, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_dim=64, max_seq_len=96)
 KINDS = ['model', 'int8', 'int4', 'fp8']
@@ -116,3 +117,45 @@ def test_a_pool_counts_what_is_free_and_idle(ops):
                 with pytest.raises(AssertionError): p.release(b)
         elif op == 'd' and kept[b]: p.drop(b); uses[b] -= 1; kept[b] -= 1
         assert p.uses == uses and p.n_free == uses.count(0) and p.n_idle == sum(u == k > 0 for u, k in zip(uses, kept))
+
+def test_paged_attention_equals_the_contiguous_cache():
+    ids = torch.tensor([TOKENIZER.encode(PROMPTS[3])])
+    paged, flat, table = PagedCache(MODEL.cfg, 64, 4), KVCache(MODEL.cfg, max_len=64), []
+    for a, b in ((0, 7), (7, 8), (8, 20)):
+        paged.grow(table, b)
+        pos = torch.arange(a, b)[None]
+        x, y = (MODEL.hidden(ids[:, a:b], pos, att) for att in (PagedAttention(paged, [Span(table, a, b - a)]), flat))
+        torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
+
+def test_contiguous_cache_says_when_it_is_full():
+    with pytest.raises(UserError, match='holds 4 tokens'): MODEL.hidden(torch.zeros(1, 5, dtype=torch.long), attention=KVCache(MODEL.cfg, max_len=4))
+
+@given(st.floats(1e-3, 1e3), st.floats(-50, 50))
+@hyp(max_examples=30, deadline=None)
+def test_kv_quantization_is_off_by_less_than_a_step(spread, shift):
+    x = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(3)) * spread + shift
+    step = (x.amax(-1, keepdim=True) - x.amin(-1, keepdim=True)) / 255
+    rounding = x.abs().amax() * 2**-10                       # scale and minimum are float16
+    assert ((dequantize_kv(*quantize_kv(x)) - x).abs() <= step + rounding).all()
+
+def test_a_fork_shares_blocks_until_somebody_writes():
+    c = PagedCache(MODEL.cfg, 8, 4)
+    a = []; c.grow(a, 6)
+    b = c.fork(a, 6)
+    assert a == b and c.missing(b, 7, start=6) == 1
+    c.grow(b, 7, start=6)
+    assert a[0] == b[0] and a[1] != b[1] and c.pool.uses[a[0]] == 2
+    c.free(a); assert c.pool.uses[b[0]] == 1
+    c.free(b); assert c.pool.n_free == 8
+
+def test_growing_takes_all_blocks_or_none():
+    c, t = PagedCache(MODEL.cfg, 3, 4), []
+    with pytest.raises(OutOfBlocks): c.grow(t, 13)
+    assert t == [] and c.pool.n_free == 3
+
+def test_block_pool_counts():
+    p = BlockPool(2); a = p.take(); p.take()
+    with pytest.raises(OutOfBlocks): p.take()
+    p.share(a); p.release(a); assert p.n_free == 0
+    p.release(a); assert p.n_free == 1
+    with pytest.raises(AssertionError): p.release(a)

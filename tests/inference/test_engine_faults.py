@@ -232,12 +232,64 @@ def test_corrupt_folders_are_named(harm, words, tmp_path):
     if harm == 'tokenizer': tok.write_text('{}')
     with pytest.raises(UserError, match=words): Engine.open(tmp_path, run=RunSettings(device='cpu', threads=1))
 
+def test_opening_what_is_not_there():
+    with pytest.raises(UserError, match='neither a folder'): Engine.open('/nowhere/at/all')
+
 def test_a_whole_folder_opens(tmp_path):
     save_model(MODEL, tmp_path, TOKENIZER)
     e = Engine.open(tmp_path, run=RunSettings(device='cpu', threads=1), settings=EngineSettings(backend='torch', cache_tokens=512))
     assert [c.tokens for c in e.generate(PROMPTS, GREEDY)] == WANT
 
+# ------------------------------------------------------------------------------------------------------------------ streams that nobody reads
+def test_a_stream_that_is_never_read_costs_nothing():
+    e = engine(max_batch=1)
+    for _ in range(3): e.stream(PROMPTS[1], GREEDY)
+    assert not e.has_work and e.stats()['waiting'] == 0
+    late = e.stream(PROMPTS[1], GREEDY)
+    assert e.generate(PROMPTS[:1], GREEDY)[0].tokens == WANT[0]                      # it is not in the way
+    assert tuple(d.token for d in late) == WANT[1] and e.stats()['requests'] == 2
+    with pytest.raises(UserError, match='temperature'): e.stream('hello', replace(GREEDY, temperature=-1.)) # but nonsense is refused at once
+    check_empty(e)
+
 # ------------------------------------------------------------------------------------------------------------------ sessions, weights, guesses
+def check_pins(p):
+    "Each node is pinned as often as sessions hold it, and the blocks that are kept are those of the tree and the tails"
+    pins, nodes, todo = {}, [], list(p.roots.values())
+    while todo: nodes += (new := list(todo.pop().children.values())); todo += new
+    for s in p.sessions.values():
+        path, n = p._walk(p._keys(s.ids[:s.pinned]), s.space)
+        assert n * p.size == s.pinned
+        for node in path: pins[node] = pins.get(node, 0) + 1
+    assert {n: n.pins for n in nodes if n.pins} == pins
+    assert set(p.lru) == {n for n in nodes if not n.pins}
+
+@pytest.mark.parametrize('order', ['together', 'the second leaves', 'the first leaves', 'overtaken'])
+@pytest.mark.parametrize('room', [512, 52])
+@both
+def test_two_requests_of_one_session_at_once(kind, room, order):
+    "A reader who asks again before the answer is there: both are answered, the later end is the session's, nothing leaks"
+    e, said = engine(runner=RUNNERS[kind], cache_tokens=room), TOKENIZER.encode('the cat sat on')
+    first = e.add(said, replace(GREEDY, max_tokens=5), session='s')
+    run(e); check_pins(e.prefix)
+    more = [said + TOKENIZER.encode(t) for t in (' the mat', ' the world')]
+    params = [replace(GREEDY, max_tokens=n) for n in ((12, 4) if order == 'overtaken' else (8, 8))]
+    ids, got = [e.add(m, p, session='s') for m, p in zip(more, params)], {}
+    for _ in range(4):
+        for o in e.step(): got[o.id] = (got.get(o.id, ((), None))[0] + o.tokens, o.finish_reason)
+        check_pins(e.prefix)
+    if 'leaves' in order: e.abort(ids[order == 'the second leaves'])
+    run(e, got); check_pins(e.prefix)
+    for k, i in enumerate(ids):
+        want = alone(more[k], params[k], cache_tokens=room)
+        assert got[i] == (want, 'length') if got[i][1] != 'abort' else got[i][0] == want[:len(got[i][0])]
+    last = {'together': 1, 'the first leaves': 1, 'the second leaves': 0, 'overtaken': 0}[order]
+    if room == 512: assert e.prefix.history('s') == more[last] + list(got[ids[last]][0])
+    again = e.prefix.history('s') + TOKENIZER.encode(' hello')
+    hits = e.prefix.hits
+    assert e.generate([again], GREEDY, session='s')[0].tokens == alone(again, GREEDY, cache_tokens=room)
+    assert room == 52 or e.prefix.hits - hits >= len(again) - 6                        # all but the new words was there
+    check_pins(e.prefix); check_empty(e)
+
 @both
 def test_a_session_that_was_evicted_falls_back_to_ids(kind):
     e, said = engine(runner=RUNNERS[kind], cache_tokens=80, max_context=80), TOKENIZER.encode('the cat')
