@@ -270,6 +270,7 @@ def open_split(
     whole_vocab: bool = False,  # see `Share`; the backend `cuda` needs it
 ) -> Split:
     "Start the other processes and read this one's part; raises `UserError`"
+    if ranks < 1: raise SettingsError(f'tensor_parallel = {ranks}: expected 1 or more processes')
     if dist.is_initialized(): raise SettingsError('tensor_parallel: this process is in a group of processes already; close the other engine first')
     if device == 'cuda' and ranks > torch.cuda.device_count(): raise SettingsError(f'tensor_parallel = {ranks}: {ranks} processes need a GPU each, and there are {torch.cuda.device_count()}')
     Share(stored_model(name)[0], 0, ranks)                                                    # a model that cannot be shared starts nothing

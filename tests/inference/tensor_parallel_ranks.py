@@ -6,10 +6,23 @@ from labkit.inference.quantize import quantize_model
 from labkit.inference.ranks import Leader, Told, follow, greedy, make_runner, open_split
 from labkit.inference.scheduler import Request
 from labkit.inference.tensor_parallel import Ranks, Share, connect, cut_model
+from labkit.corpus.tokens import train_tokenizer
+from labkit.model.checkpoint import save_model
+from labkit.model.config import preset
+from labkit.model.transformer import Transformer
 from labkit.pretrain.parallel import RankError, process_group
 from labkit.pretrain.pipeline import small_model
 
 def asked(table, row=-1, id=-1, preemptions=0, reach=0): return Request(id, [], Sampling(), 0, table=table, row=row, preemptions=preemptions, reach=reach)
+
+def save_small(path) -> str:
+    "A checkpoint of a small model with its tokenizer"
+    torch.manual_seed(0)
+    model = Transformer(preset('lab-1m', vocab_size=300, n_layers=3, max_seq_len=64, qkv_bias=True, family='qwen2'))
+    for p in model.parameters(): p.data += .05*torch.randn_like(p)
+    save_model(model, path)
+    train_tokenizer(['some text to train a tokenizer on, 1 2 3'], 290).save(path)
+    return str(path)
 
 def pass_on(n):
     "Rank 0 tells, the others hear the same"

@@ -6,11 +6,10 @@ from labkit.inference.quantize import quantize_model, save_quantized, twin
 from labkit.inference.pipeline import micro_batches
 from labkit.inference.ranks import SplitCache, Told, open_split, pack, unpack
 from labkit.inference.tensor_parallel import Share, as_tensor, cut, cut_model, load_part, local_config, spread
-from labkit.model.checkpoint import save_model, stored_tensors
+from labkit.model.checkpoint import stored_tensors
 from labkit.model.config import preset
-from labkit.model.transformer import Transformer
 from labkit.pretrain.parallel import RankError, launch
-from tensor_parallel_ranks import asked
+from tensor_parallel_ranks import asked, save_small
 
 os.environ['PYTHONPATH'] = f'{Path(__file__).parent}:{Path(__file__).parents[2]}:{os.environ.get("PYTHONPATH", "")}' # ranks find the modules of this folder
 
@@ -24,13 +23,7 @@ PIPE = dict(make='labkit.inference.pipeline:stage_runner')
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "A checkpoint of a small model"
-    torch.manual_seed(0)
-    model = Transformer(preset('lab-1m', vocab_size=300, n_layers=3, max_seq_len=64, qkv_bias=True, family='qwen2'))
-    for p in model.parameters(): p.data += .05*torch.randn_like(p)
-    save_model(model, path := tmp_path_factory.mktemp('split')/'model')
-    from labkit.corpus.tokens import train_tokenizer
-    train_tokenizer(['some text to train a tokenizer on, 1 2 3'], 290).save(path)
-    return str(path)
+    return save_small(tmp_path_factory.mktemp('split')/'model')
 
 @pytest.fixture(scope='module')
 def two(folder):
