@@ -27,25 +27,20 @@ def calibration_tokens(
     length: int = 256,    # tokens a window
 ) -> torch.Tensor:        # (n, length) ids
     "Windows at even distances over all texts; raises `UserError` where a text is too short"
-    rows, shares = [], [n // len(texts) + (i < n % len(texts)) for i in range(len(texts))]
-    for text, m in zip(texts, shares):
-        ids = tokenizer.encode(text)
+    rows = []
+    for k, text in enumerate(texts):
+        ids, m = tokenizer.encode(text), n // len(texts) + (k < n % len(texts))
         if m and len(ids) < length + m: raise UserError(f'a calibration text of {len(ids)} tokens is too short for {m} windows of {length}; give more text')
         rows += [ids[int(i * (len(ids) - length) / max(m - 1, 1)):][:length] for i in range(m)]
     return torch.tensor(rows)
 
 # %% ../../nbs/5_inference/03_calibration.ipynb #1e4e9828
-def second_moment(
-    x: torch.Tensor, # (T, M) inputs of a matrix
-) -> torch.Tensor:   # (M, M)
+def second_moment(x: torch.Tensor) -> torch.Tensor: # inputs of a matrix (T, M) -> (M, M)
     "Mean of x xᵀ: what calibration keeps of its text"
     return x.T @ x / len(x)
 
-def output_error(
-    delta: torch.Tensor, # (N, M) by how much the weights are off
-    h: torch.Tensor,     # (M, M) from `second_moment`
-) -> torch.Tensor:       # scalar
-    "Mean squared error of a token's output"
+def output_error(delta: torch.Tensor, h: torch.Tensor) -> torch.Tensor: # (N, M), (M, M) -> scalar
+    "Mean squared error of a token's output where the weights are off by `delta`; h is from `second_moment`"
     return ((delta @ h) * delta).sum()
 
 # %% ../../nbs/5_inference/03_calibration.ipynb #fbe466b8
@@ -188,16 +183,8 @@ class Waiting(nn.Module):
         if self.stage.scale is None: self.stage.fit(x.flatten(0, -2).float())
         return self.stage.made[self.name]((x / self.stage.scale).to(x.dtype))
 
-# %% ../../nbs/5_inference/03_calibration.ipynb #92e19d9a
-def calibrate_block(
-    block: nn.Module, # of a `Transformer`, changed in place
-    x: torch.Tensor,  # (n, T, D) its input after the rounded blocks
-    x0: torch.Tensor, # (n, T, D) its input in the original model
-    run: Callable,    # (block, x) -> output
-    recipe: Recipe,
-    cfg,              # the model's config
-) -> tuple[torch.Tensor, torch.Tensor]: # (n, T, D) its output, rounded and original
-    "Fit and round all matrices of one block"
+def calibrate_block(block: nn.Module, x: torch.Tensor, x0: torch.Tensor, run: Callable, recipe: Recipe, cfg) -> tuple[torch.Tensor, torch.Tensor]: # (n, T, D)
+    "Fit and round all matrices of a block that reads x after rounded blocks and read x0 in the original model; `run(block, x)`, rounded and original"
     seen, made = {}, {}
     hooks = [block.get_submodule(names[0]).register_forward_pre_hook(lambda m, args, k=k: seen.__setitem__(k, args[0].flatten(0, -2).float())) for k, names in GROUPS.items()]
     out0 = run(block, x0)

@@ -25,18 +25,12 @@ from .quantize import (PACKED, QuantizedLinear, W4Linear, dequantize_groups, fil
 # %% ../../nbs/5_inference/04_formats.ipynb #d0c04910
 PLAIN, AWQ = tuple(range(8)), (0, 2, 4, 6, 1, 3, 5, 7) # number that lies at bits 4·i
 
-def pack_words(
-    q: torch.Tensor, # (R, C) below 16, C a multiple of 8
-    order: Sequence[int] = PLAIN, # which of eight numbers lies at bits 4·i
-) -> torch.Tensor:   # (R, C/8) int32
-    "Eight numbers an int32"
+def pack_words(q: torch.Tensor, order: Sequence[int] = PLAIN) -> torch.Tensor: # (R, C) below 16, C a multiple of 8 -> (R, C/8) int32
+    "Eight numbers an int32; `order` says which of them lies at bits 4·i"
     x = q.long().unflatten(-1, (-1, 8))[..., list(order)]
     return (x << torch.arange(0, 32, 4, device=q.device)).sum(-1).to(torch.int32)
 
-def unpack_words(
-    p: torch.Tensor, # (R, C) int32
-    order: Sequence[int] = PLAIN, # as packed
-) -> torch.Tensor:   # (R, 8·C) uint8
+def unpack_words(p: torch.Tensor, order: Sequence[int] = PLAIN) -> torch.Tensor: # (R, C) int32 -> (R, 8·C) uint8
     "The inverse of `pack_words`"
     x = (p.long()[..., None] >> torch.arange(0, 32, 4, device=p.device)) & 15
     return x[..., torch.tensor(order).argsort()].flatten(-2).to(torch.uint8)
@@ -77,11 +71,6 @@ class OrderedW4(QuantizedLinear):
 # %% ../../nbs/5_inference/04_formats.ipynb #696c146d
 FORMATS = ('labkit', 'awq', 'gptq', 'gptq_v2')
 
-def _config(format: str, group: int) -> dict:
-    "`quantization_config` as AutoAWQ and AutoGPTQ write it"
-    if format == 'awq': return dict(quant_method='awq', version='gemm', bits=4, group_size=group, zero_point=True, modules_to_not_convert=None)
-    return dict(quant_method='gptq', bits=4, group_size=group, desc_act=False, sym=False, lm_head=False, checkpoint_format=format, true_sequential=True)
-
 def save_as(
     model,               # with 4-bit weights
     folder: str | Path,  # new folder (an old one is replaced as a whole)
@@ -94,7 +83,9 @@ def save_as(
     groups = {m.group for _, m in linears(model, W4Linear)}
     if len(groups) != 1: raise UserError(f'{format} files hold 4-bit weights with one size of group for all; this model has {sorted(groups) or "no 4-bit weights"}. Quantize it with group = {uniform_group(model.cfg, 128)}')
     if odd := [n for n, m in linears(model, W4Linear) if m.out_features % 8]: raise UserError(f'{format} packs eight rows together; {odd[0]} has {model.get_submodule(odd[0]).out_features}')
-    write_folder(folder, model.cfg, dict(_packed_tensors(model, format)), _config(format, *groups), tokenizer, 'float16')
+    config = dict(quant_method='awq', version='gemm', zero_point=True, modules_to_not_convert=None) if format == 'awq' else \
+        dict(quant_method='gptq', checkpoint_format=format, desc_act=False, sym=False, lm_head=False, true_sequential=True)
+    write_folder(folder, model.cfg, dict(_packed_tensors(model, format)), config | dict(bits=4, group_size=groups.pop()), tokenizer, 'float16')
 
 def _packed_tensors(model, format: str) -> Iterator[tuple[str, torch.Tensor]]:
     "Names and tensors of the file: integers packed, the rest in float16"

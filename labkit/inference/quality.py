@@ -18,7 +18,6 @@ from .quantize import SCHEMES as WEIGHTS, kv_attention, model_bytes, perplexity,
 
 # %% ../../nbs/5_inference/29_quality.ipynb #930df7bf
 SCHEMES = ('float32', 'w4', 'w4+kv8')
-
 _KV = {'kv8': 'int8', 'kv4': 'int4', 'kvfp8': 'fp8'}
 
 def _scheme(name: str) -> tuple[str, str | None]:
@@ -37,13 +36,12 @@ def decode_speed(
     "Tokens per second of greedy decoding, after the prompt was read"
     params = Sampling(max_tokens=n, ignore_eos=True)
     for _ in range(batch): engine.add(prompt, params)
-    done = 0
+    done, made = 0, 0
     while done < batch: done += sum(bool(o.tokens) for o in engine.step())   # prompts are read, first tokens are there
-    t, made = clock(), 0
+    t = clock()
     while engine.has_work: made += sum(len(o.tokens) for o in engine.step())
     return made / (clock() - t)
 
-# %% ../../nbs/5_inference/29_quality.ipynb #5d5bb2da
 @torch.inference_mode()
 def layer_errors(
     plain,             # `Transformer`
@@ -67,13 +65,12 @@ def quality(
     decode_tokens: int = 32,# tokens to generate for the speed
 ) -> list[dict]: # scheme, perplexity, weight_mb, kv_bytes_per_token, tokens_per_s, backend, errors
     "Perplexity, size, decoding speed and error by layer of a model by scheme"
-    made = {'float32': model}
+    made, ids = {}, torch.tensor([tokenizer.encode(text)[:256]])
     for s in schemes:
         weights, _ = _scheme(s)
-        if weights not in made: made[weights] = quantize_model(twin(model), scheme=weights)
-    rows = [_measure(s, made[_scheme(s)[0]], tokenizer, text, _scheme(s)[1], max_tokens, decode_tokens) for s in schemes]
-    ids = torch.tensor([tokenizer.encode(text)[:256]])
-    return [r | dict(errors=layer_errors(model, made[_scheme(r['scheme'])[0]], ids)) for r in rows]
+        if weights not in made: made[weights] = model if weights == 'float32' else quantize_model(twin(model), scheme=weights)
+    measured = ((made[weights], _measure(s, made[weights], tokenizer, text, kv, max_tokens, decode_tokens)) for s in schemes for weights, kv in [_scheme(s)])
+    return [row | dict(errors=layer_errors(model, small, ids)) for small, row in measured]
 
 def _measure(name, model, tokenizer, text, kv, max_tokens, decode_tokens) -> dict:
     from labkit.inference.cpu_runner import packed_w4
@@ -82,8 +79,6 @@ def _measure(name, model, tokenizer, text, kv, max_tokens, decode_tokens) -> dic
     speed = decode_speed(engine, tokenizer.encode(text)[:32], decode_tokens)
     return dict(scheme=name, perplexity=ppl, weight_mb=model_bytes(model) / 1e6, kv_bytes_per_token=engine.cache.bytes_per_token, tokens_per_s=speed, backend=engine.runner.name)
 
-
-# %% ../../nbs/5_inference/29_quality.ipynb #83dc2e43
 def quality_figure(
     rows: Sequence[dict], # from `quality`, or of `benchmarks/quantize_cpu.py`, whose perplexity is a dict by text
 ):
@@ -106,4 +101,3 @@ def quality_figure(
     for ax in (first, *rest): ax.margins(y=.2); ax.tick_params(axis='x', labelsize=7, rotation=30 if len(rows) > 3 else 0)
     plt.close(fig)
     return fig
-

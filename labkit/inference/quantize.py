@@ -109,11 +109,8 @@ class W4Linear(QuantizedLinear):
     def dequantize(self, dtype=torch.float32): return dequantize_groups(unpack(self.qweight), self.scales, self.zeros, dtype)
 
 # %% ../../nbs/5_inference/02_quantize.ipynb #aba5957c
-def round_rows(
-    x: torch.Tensor,    # (…, M)
-    dtype: torch.dtype, # torch.int8 or torch.float8_e4m3fn
-) -> tuple[torch.Tensor, torch.Tensor]: # numbers in 8 bits (…, M); float32 scale (…, 1)
-    "Symmetric: the largest number of a row becomes the largest of the format, 127 or 448"
+def round_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]: # (…, M) -> numbers in 8 bits (…, M); float32 scale (…, 1)
+    "Symmetric: the largest number of a row becomes the largest of the format, 127 (torch.int8) or 448 (torch.float8_e4m3fn)"
     top = 127. if dtype == torch.int8 else torch.finfo(dtype).max
     scale = (x.abs().amax(-1, keepdim=True).float() / top).clamp(min=1e-12)
     q = (x.float() / scale).clamp(-top, top)
@@ -219,8 +216,8 @@ def save_quantized(
     "config.json with a `quantization_config`, and model.safetensors; raises `UserError`"
     found = dict(linears(model, QuantizedLinear))
     if not found: raise UserError('the model has no quantized layers; quantize it first')
-    scheme = next(s for s, kind in SCHEMES.items() if type(next(iter(found.values()))) is kind)
-    config = dict(quant_method='labkit', scheme=scheme, **(dict(bits=4, zero_point=True, pack_order='gguf', group_sizes={n: m.group for n, m in found.items()}) if scheme == 'w4' else {}))
+    config = dict(quant_method='labkit', scheme=next(s for s, kind in SCHEMES.items() if type(next(iter(found.values()))) is kind))
+    if config['scheme'] == 'w4': config |= dict(bits=4, zero_point=True, pack_order='gguf', group_sizes={n: m.group for n, m in found.items()})
     state = {n if n.startswith('lm_head') else f'model.{n}': t.contiguous() for n, t in model.state_dict().items()}
     write_folder(folder, model.cfg, state, config, tokenizer)
 
@@ -235,10 +232,7 @@ def write_folder(folder, cfg, state: dict[str, torch.Tensor], config: dict, toke
         (tmp/'config.json').write_text(json.dumps({**to_hf(cfg, dtype), 'quantization_config': config}, indent=1))
         if tokenizer is not None: tokenizer.save(tmp)
 
-# %% ../../nbs/5_inference/02_quantize.ipynb #ba5fbcfd
-def quantization_of(
-    path: str | Path, # a model's folder
-) -> dict | None:
+def quantization_of(path: str | Path) -> dict | None:
     "The `quantization_config` in a folder's config.json, if it has one"
     file = Path(path)/'config.json'
     try: return json.loads(file.read_text()).get('quantization_config') if file.is_file() else None
@@ -258,7 +252,6 @@ def load_quantized(
     return fill_model(folder, load_config(folder), make, {n.removeprefix('model.'): t for n, t in read_tensors(Path(folder)/'model.safetensors')}, device, dtype)
 
 PACKED = ('qweight', 'scales', 'zeros') # keep the type that they have
-
 def fill_model(folder, cfg, make: Callable, state: dict[str, torch.Tensor], device, dtype):
     "A `Transformer` with `make(name, rows, columns, group, bias)` in the place of each matrix that has a qweight, filled with tensors by our names; raises `UserError`"
     from labkit.model.transformer import Transformer
