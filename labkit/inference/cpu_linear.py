@@ -7,8 +7,8 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/cpu_linear.html.md"""
 # %% auto #0
 __all__ = ['FEATURES', 'LANES', 'I8', 'I16', 'I32', 'I64', 'F16', 'F32', 'FORMATS', 'BITS', 'META', 'LEAST', 'SHIFT', 'BLOCK',
            'AHEAD', 'TOKENS', 'vec', 'const', 'i64', 'times', 'load', 'store', 'pick', 'spread', 'call', 'op', 'tree',
-           'emit', 'round_row', 'matmul_rows', 'matmul_at', 'Packed', 'interleaved', 'widen', 'copy_eights',
-           'unpack_row']
+           'emit', 'ask_for', 'round_row', 'matmul_rows', 'matmul_at', 'Packed', 'interleaved', 'widen', 'copy_eights',
+           'unpack_row', 'norm_row', 'rotate', 'exp', 'silu_times', 'narrow', 'keep', 'place', 'eight_at', 'ask_eight']
 
 # %% ../../nbs/5_inference/15_cpu_linear.ipynb #6c7ae38e
 import functools
@@ -106,9 +106,9 @@ def _dot_avx2(b, f, qs, xs, start):
 # %% ../../nbs/5_inference/15_cpu_linear.ipynb #bc7e2f92
 AHEAD = 1024 # bytes
 
-def _ask_for(b, addr):
-    "Have the line at this address brought near; harmless where nothing is"
-    b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.VoidType(), [ir.PointerType(I8), I32, I32, I32]), 'llvm.prefetch.p0'), [b.inttoptr(addr, ir.PointerType(I8)), *(ir.Constant(I32, k) for k in (0, 3, 1))])
+def ask_for(b, addr, level=3):
+    "Have the line at this address brought near (3: the first cache, 2: the second); harmless where nothing is"
+    b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.VoidType(), [ir.PointerType(I8), I32, I32, I32]), 'llvm.prefetch.p0'), [b.inttoptr(addr, ir.PointerType(I8)), *(ir.Constant(I32, k) for k in (0, level, 1))])
 
 def _tile(f: int, B: int):
     "LANES packed rows at w, n blocks each, times B rounded vectors at x"
@@ -119,7 +119,7 @@ def _tile(f: int, B: int):
         with cgutils.for_range(b, n) as loop:
             block = b.add(w, times(b, loop.index, size))
             if B == 1:
-                for line in range(0, size, 64): _ask_for(b, _at(b, block, AHEAD + line))
+                for line in range(0, size, 64): ask_for(b, _at(b, block, AHEAD + line))
             qs, scale, least = _unpack(b, f, block)
             for x, a in zip(xs, acc):
                 meta = b.add(x, b.add(times(b, n, 32), times(b, loop.index, 12)))
@@ -283,3 +283,99 @@ def unpack_row(m, r, out, one, byte):
             q = byte[0] >> 4 if k < j else (byte[0] & 15 if BITS[f] == 4 else byte[0])
             out[32 * i + j] = np.float32(q) * scale + least
     if f == 0: copy_eights((row, out.ctypes.data, out.shape[0] // 8))
+
+# %% ../../nbs/5_inference/15_cpu_linear.ipynb #230da918
+@njit(nogil=True, error_model='numpy', fastmath=True)
+def norm_row(x, w, eps, out):
+    "RMSNorm of one row (D)"
+    s = np.float32(0)
+    for i in range(x.shape[0]): s += x[i] * x[i]
+    s = np.float32(1) / np.sqrt(s / np.float32(x.shape[0]) + eps)
+    for i in range(x.shape[0]): out[i] = x[i] * s * w[i]
+
+@njit(nogil=True, error_model='numpy', fastmath=True)
+def rotate(x, cos, sin, factor):
+    "RoPE in place on one head (d), and times `factor`"
+    h = x.shape[0] // 2
+    for i in range(h):
+        a, b = x[i], x[i + h]
+        x[i] = (a * cos[i] - b * sin[i]) * factor
+        x[i + h] = (b * cos[i] + a * sin[i]) * factor
+
+def exp(b, x):
+    "e^x to about one unit of the last place; 0 below −87"
+    c, n = lambda v: const(F32, float(np.float32(v)), x.type.count), x.type.count
+    small, x = b.fcmp_ordered('<', x, c(-87)), b.select(b.fcmp_ordered('>', x, c(88)), c(88), x)
+    k = op(b, 'rint', b.fmul(x, c(1.4426950408889634)))
+    r = op(b, 'fma', k, c(-1.42860677e-6), op(b, 'fma', k, c(-0.693145751953125), x))
+    p = c(1 / 720)
+    for f in (120, 24, 6, 2, 1, 1): p = op(b, 'fma', p, r, c(1 / f))
+    two = b.bitcast(b.shl(b.add(b.fptosi(k, vec(I32, n)), const(I32, 127, n)), const(I32, 23, n)), vec(F32, n))
+    return b.select(small, c(0), b.fmul(p, two))
+
+@emit
+def silu_times(b, gate, up, n):
+    "gate = silu(gate) · up for n numbers, a multiple of 8"
+    with cgutils.for_range(b, b.udiv(n, i64(8))) as loop:
+        at = times(b, loop.index, 32)
+        g, u = load(b, b.add(gate, at), 0, vec(F32, 8)), load(b, b.add(up, at), 0, vec(F32, 8))
+        store(b, b.fmul(b.fdiv(g, b.fadd(const(F32, 1.0, 8), exp(b, b.fneg(g)))), u), b.add(gate, at))
+
+# %% ../../nbs/5_inference/15_cpu_linear.ipynb #90cbb841
+@emit
+def narrow(b, src, dst): store(b, b.fptrunc(load(b, src, 0, F32), F16), dst)
+
+@emit
+def _from_int8(b, q, meta, d, out):
+    "d numbers from unsigned bytes: scale · q + minimum"
+    half = lambda at: b.fpext(load(b, meta, at, F16), F32)
+    tiny = ir.Constant(F32, float(np.float32(1e-7)))
+    scale, low = half(0), half(2)
+    scale = b.select(b.fcmp_ordered('<', scale, tiny), tiny, scale)
+    with cgutils.for_range(b, b.udiv(d, i64(8))) as loop:
+        v = b.uitofp(load(b, b.add(q, times(b, loop.index, 8)), 0, vec(I8, 8)), vec(F32, 8))
+        store(b, b.fadd(b.fmul(v, spread(b, scale, 8)), spread(b, low, 8)), b.add(out, times(b, loop.index, 32)))
+
+@njit(nogil=True, error_model='numpy')
+def keep(kv, which, layer, block, head, offset, x, two):
+    "Put keys (`which` 0) or values (1) x (d) of one head of one token into the cache; `two` is scratch"
+    at = ((layer * kv[4] + block) * kv[5] + head) * kv[6] + offset
+    d = x.shape[0]
+    if kv[7] == 0: return copy_eights((x.ctypes.data, kv[which] + 4 * d * at, d // 8))
+    low, high = x[0], x[0]
+    for i in range(d): low, high = min(low, x[i]), max(high, x[i])
+    two[0], two[1] = max((high - low) / np.float32(255), np.float32(1e-8)), low
+    for i in range(2):
+        meta, here = kv[2 + which] + 4 * at + 2 * i, two.ctypes.data + 4 * i
+        narrow((here, meta))
+        widen((meta, here))
+    scale = max(two[0], np.float32(1e-7))
+    for i in range(d): _put_byte((np.int64(min(max(np.rint((x[i] - two[1]) / scale), np.float32(0)), np.float32(255))), kv[which] + at * d + i))
+
+@emit
+def _put_byte(b, v, dst): store(b, b.trunc(v, I8), dst)
+
+@njit(nogil=True, error_model='numpy')
+def place(kv, layer, table, head, t):
+    "Number of the row in which the cache has token t of a head"
+    return ((layer * kv[4] + table[t // kv[6]]) * kv[5] + head) * kv[6] + t % kv[6]
+
+@njit(nogil=True, error_model='numpy')
+def eight_at(kv, which, layer, table, head, t, n, d, room):
+    "Address of keys or values (8, d) of tokens t … t + n: in the cache itself where they lie side by side there in float32, else copied into `room`"
+    if kv[7] == 0 and kv[6] % 8 == 0: return kv[which] + 4 * d * place(kv, layer, table, head, t)
+    for i in range(n):
+        at = place(kv, layer, table, head, t + i)
+        if kv[7]: _from_int8((kv[which] + at * d, kv[2 + which] + 4 * at, d, room + 4 * i * d))
+        else: copy_eights((kv[which] + 4 * d * at, room + 4 * i * d, d // 8))
+    return room
+
+@emit
+def _ask_rows(b, addr, lines):
+    with cgutils.for_range(b, lines) as loop: ask_for(b, b.add(addr, times(b, loop.index, 64)), 2)
+
+@njit(nogil=True, error_model='numpy')
+def ask_eight(kv, which, layer, table, head, t, d):
+    "Have the keys or values of tokens t … t + 8 brought into the second cache (the first takes fewer requests at a time); of a cache with small blocks, perhaps others"
+    size = d if kv[7] else 4 * d
+    _ask_rows((kv[which] + size * place(kv, layer, table, head, t), size // 8))

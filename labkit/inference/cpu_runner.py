@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from ..core.settings import UserError
 from .cpu_linear import FEATURES, LANES, Packed, interleaved, matmul_rows
-from .cpu_step import COUNTERS, STEPS, STOP, serve
+from .cpu_step import CHUNK, COUNTERS, STEPS, STOP, serve
 
 # %% ../../nbs/5_inference/17_cpu_runner.ipynb #3825ae6f
 MATRICES = ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj', 'self_attn.o_proj', 'mlp.gate_proj', 'mlp.up_proj', 'mlp.down_proj')
@@ -140,15 +140,15 @@ def _scratch(self: NumbaRunner):
     c, R, T, cache = self.model.cfg, self.max_rows, self.threads, self.cache
     new, ints = lambda *shape: np.zeros(shape, np.float32), lambda *shape: np.zeros(shape, np.int64)
     longest, wide = cache.n_blocks * cache.block_size, max(c.dim, c.ffn_dim, c.n_heads * c.head_dim)
-    self.sync, self.job = ints(COUNTERS // 8 + c.n_layers), ints(3)
-    self.ids, self.pos, self.seq, self.want, self.tables, self.tasks = ints(R), ints(R), ints(R), ints(R), ints(R, cache.n_blocks), ints(R, 2)
+    self.sync, self.job, self.parts = ints(COUNTERS // 8 + c.n_layers), ints(4), new(0)
+    self.ids, self.pos, self.seq, self.want, self.tables, self.tasks = ints(R), ints(R), ints(R), ints(R), ints(R, cache.n_blocks), ints(R * (longest // CHUNK + 1), 3)
     with torch.inference_mode(): cos, sin = (np.ascontiguousarray(a[0, :, 0].float().numpy()) for a in self.model.rope.angles(torch.arange(longest)[None], 0))
     metas = [cache.k_meta.data_ptr(), cache.v_meta.data_ptr()] if cache.kind == 'int8' else [0, 0]
     kv = np.array([cache.k.data_ptr(), cache.v.data_ptr(), *metas, cache.n_blocks, c.n_kv_heads, cache.block_size, int(cache.kind == 'int8')], np.int64)
     self.logits = new(R, c.vocab_size)
     self.args = (matmul_rows().address, self.job, self.ids, self.pos, self.seq, self.tables, self.want, self.tasks, self.mats, self.head, self.embed, self.norms, self.last_norm, self.bias, self.qk_norm, c.qk_norm, np.float32(c.norm_eps),
         c.sliding_window or 2**31 - 1, cos, sin, kv, new(R, c.dim), new(R, c.n_heads * c.head_dim), new(R, c.n_heads * c.head_dim), new(2, R, c.n_kv_heads * c.head_dim), new(R, c.ffn_dim), new(R, c.ffn_dim), new(R, c.dim),
-        new(T + 1, R, c.dim), new(T + 1, R, wide * 11 // 32), new(T, (longest + 16) * LANES), new(T, 8 * c.head_dim + (2 * c.head_dim + 1) * LANES), ints(T, 1), self.logits)
+        new(T + 1, R, c.dim), new(T + 1, R, wide * 11 // 32), new(T, CHUNK * max(LANES, c.n_heads // c.n_kv_heads)), new(T, 8 * c.head_dim + (3 * c.head_dim + 4) * LANES), ints(T, 1), self.logits)
 
 # %% ../../nbs/5_inference/17_cpu_runner.ipynb #5226514d
 def _live(t, nt, sync, wake, args):
@@ -158,8 +158,8 @@ def _live(t, nt, sync, wake, args):
         wake.wait()
         wake.clear()
 
-def _end(sync, wakes):
-    sync[STOP // 8] = 1
+def _end(sync, wakes, stop=STOP // 8):
+    sync[stop] = 1
     for w in wakes: w.set()
 
 @patch
@@ -187,19 +187,27 @@ def rows(self: NumbaRunner,
 ) -> torch.Tensor:       # (len(want), V), a copy
     "One compiled step"
     self.compile()
-    at, tasks = 0, []
+    at, tasks, c = 0, [], self.model.cfg
     for s, (ids, table, start) in enumerate(parts):
         n = len(ids)
         self.ids[at:at + n], self.seq[at:at + n], self.pos[at:at + n], self.tables[s, :len(table)] = ids, s, range(start, start + n), table
-        one = 1 if n < 4 else LANES
-        tasks += [(at + i, min(one, n - i)) for i in range(0, n, one)]
+        tasks += self._tasks(at, start, n)
         at += n
-    self.job[:], self.want[:len(want)], self.tasks[:len(tasks)] = (at, len(want), len(tasks)), want, tasks
+    if self.parts.size < (room := len(tasks) * c.n_heads * (c.head_dim + 8)): self.parts = np.empty(room, np.float32)
+    self.job[:], self.want[:len(want)], self.tasks[:len(tasks)] = (at, len(want), len(tasks), self.parts.ctypes.data), want, tasks
     self.sync[COUNTERS // 8:] = 0
     self.sync[STEPS // 8] += 1
     for w in self.wakes: w.set()
     serve(0, self.threads, self.sync.ctypes.data, self.sync[STEPS // 8] - 1, 0, *self.args)
     return torch.from_numpy(self.logits[:len(want)].copy())
+
+@patch
+def _tasks(self: NumbaRunner, row, pos, n):
+    "Attention of n rows in pieces: (row, rows, part). LANES rows together, or one row and one part of its context"
+    near, one = self.model.cfg.sliding_window or 2**31, 1 if n < 4 else LANES
+    for i in range(0, n, one):
+        if min(one, n - i) > 1: yield row + i, min(one, n - i), 0
+        else: yield from ((row + i, 1, c) for c in range(max(0, pos + i + 1 - near) // CHUNK, (pos + i) // CHUNK + 1))
 
 # %% ../../nbs/5_inference/17_cpu_runner.ipynb #85fc0da5
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
