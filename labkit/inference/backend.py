@@ -26,7 +26,7 @@ from ..model.checkpoint import EMBEDDED, embedded_file, open_model
 from ..model.config import RopeScaling
 from ..model.transformer import Rope
 
-# %% ../../nbs/5_inference/26_backend.ipynb #cda3cab3
+# %% ../../nbs/5_inference/26_backend.ipynb #d172978e
 @dataclass(frozen=True)
 class EngineSettings:
     "How the engine runs a model: section `[inference]`"
@@ -54,7 +54,7 @@ class EngineSettings:
         "Tokens that a request may have"
         return min(self.max_context, self.blocks * self.block_size)
 
-# %% ../../nbs/5_inference/26_backend.ipynb #de1e92ef
+# %% ../../nbs/5_inference/26_backend.ipynb #52fbfe84
 def make_cache(
     model,             # `Transformer`
     s: EngineSettings,
@@ -81,7 +81,7 @@ def _room(one: PagedCache, s: EngineSettings) -> int:
     free, _ = torch.cuda.mem_get_info(one.k.device)
     return max(s.step_tokens, int((free * .85 - 2e9 * (s.step_tokens / 8192)) // one.bytes_per_token))
 
-# %% ../../nbs/5_inference/26_backend.ipynb #a62a45cd
+# %% ../../nbs/5_inference/26_backend.ipynb #c53d0934
 def why_torch(model, cache: PagedCache, s: EngineSettings, gpu: bool) -> str | None:
     "What leaves the steps to torch, if anything does"
     if s.backend == 'torch': return 'as the settings ask'
@@ -129,7 +129,7 @@ def start_split(
     own = dict(backend='cuda', max_batch=s.max_batch, max_len=s.room, invariant=s.invariant) if next(split.model.parameters()).is_cuda and s.backend != 'torch' else {}
     return split.start(n_blocks=s.blocks, block_size=s.block_size, kind='model' if s.kv == 'auto' else s.kv, **own)
 
-# %% ../../nbs/5_inference/26_backend.ipynb #e711cd9a
+# %% ../../nbs/5_inference/26_backend.ipynb #28b3d148
 def make_guesser(
     s: EngineSettings, # see `fitted`
     model,             # `Transformer`
@@ -142,7 +142,7 @@ def make_guesser(
     if draft.cfg.vocab_size != model.cfg.vocab_size: raise UserError(f'[inference] speculate = {s.speculate}: it has {draft.cfg.vocab_size} tokens and the model {model.cfg.vocab_size}; a draft needs the same vocabulary')
     return Adaptive(DraftModel(draft, s.max_batch))
 
-# %% ../../nbs/5_inference/26_backend.ipynb #ca2a3429
+# %% ../../nbs/5_inference/26_backend.ipynb #7a187ffa
 def complete(model):
     "The model with all its weights: those that only the compiled step has used so far, packed, are unpacked now"
     if hasattr(model, 'fill'): model.fill() # see `open_packed`

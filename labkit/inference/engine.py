@@ -28,7 +28,7 @@ from .sampling import Choice, NotFinite, check_sampling, choose, likeliest, with
 from .scheduler import Preemption, Request, Scheduler, Work
 from .score import Scorer, pair_ids, parts
 
-# %% ../../nbs/5_inference/27_engine.ipynb #6923dc4b
+# %% ../../nbs/5_inference/27_engine.ipynb #ba3b1f79
 _all_ = ['Delta', 'EngineSettings', 'Output', 'PromptTooLong', 'RequestFailed', 'replay'] # what its users need of the modules before
 
 class Engine:
@@ -91,7 +91,7 @@ def open(cls: Engine,
     try: return cls(split.model, split.tokenizer, settings, name, run.seed, split=split)
     except BaseException: split.close(); raise
 
-# %% ../../nbs/5_inference/27_engine.ipynb #cdf5c123
+# %% ../../nbs/5_inference/27_engine.ipynb #aaa18560
 @patch
 def _new_job(self: Engine, prompt, params: Sampling, outbox: deque | None = None, whole: bool = False, adapter: str | None = None, **more) -> Job:
     check_sampling(params, self._model.cfg.vocab_size)
@@ -136,7 +136,7 @@ def _take_in(self: Engine):
     while self._aborts:
         if job := self._jobs.get(self._aborts.popleft()): self._end(job, 'abort')
 
-# %% ../../nbs/5_inference/27_engine.ipynb #fddb664d
+# %% ../../nbs/5_inference/27_engine.ipynb #305ce15f
 @patch
 def _end(self: Engine, job: Job, reason: str, choice: Choice | None = None, text: str = '', error: Exception | None = None):
     "Finish a job: blocks back, held text out"
@@ -211,7 +211,7 @@ def _compute(self: Engine, work: Sequence[Work]):
         if w.wants: self._advance(self._jobs[w.request.id], logits[at:at + w.wants], w, best[at])
         at += w.wants
 
-# %% ../../nbs/5_inference/27_engine.ipynb #3c0fca56
+# %% ../../nbs/5_inference/27_engine.ipynb #777ebf47
 @patch
 def _launch(self: Engine, work: Sequence[Work]):
     "Start a step on the device; then read what the one before it chose"
@@ -237,7 +237,7 @@ def _wait(self: Engine, left: int = 0):
             if token < 0: self._end(job, 'error', error=error or NotFinite('the model returned NaN or infinite scores'))
             else: self._take(job, Choice(token))
 
-# %% ../../nbs/5_inference/27_engine.ipynb #c058ed5a
+# %% ../../nbs/5_inference/27_engine.ipynb #8f0fb975
 @patch
 def _step(self: Engine):
     with self._lock:
@@ -259,7 +259,7 @@ def step(self: Engine) -> list[Output]: # what happened to requests that came th
     self._step()
     with self._lock: return [self._outbox.popleft() for _ in range(len(self._outbox))]
 
-# %% ../../nbs/5_inference/27_engine.ipynb #39c6135a
+# %% ../../nbs/5_inference/27_engine.ipynb #80887c77
 @patch
 def _leave(self: Engine, jobs: Sequence[Job]):
     "The reader of these jobs is gone: end them now"
@@ -315,7 +315,7 @@ def chat(self: Engine,
     text, calls = parse_tool_calls(c.text, salt=str(time.time_ns()))
     return dict(role='assistant', content=text, **(dict(tool_calls=calls) if calls else {}))
 
-# %% ../../nbs/5_inference/27_engine.ipynb #38f814ab
+# %% ../../nbs/5_inference/27_engine.ipynb #08ac767b
 @patch
 def loglikelihood(self: Engine,
     pairs: Sequence[tuple[str, str]], # (context, continuation)
@@ -357,7 +357,7 @@ def embed(self: Engine,
             out[part] = torch.nn.functional.normalize(h, dim=-1).cpu()
     return out
 
-# %% ../../nbs/5_inference/27_engine.ipynb #a2472f05
+# %% ../../nbs/5_inference/27_engine.ipynb #7e8f21a2
 @patch
 def load_adapter(self: Engine,
     name: str,          # what requests will call it

@@ -20,7 +20,7 @@ from .sampling import Choice, generator_for
 from .scheduler import Request
 from .stream import Detokenizer, StopText
 
-# %% ../../nbs/5_inference/25_request.ipynb #b33fe289
+# %% ../../nbs/5_inference/25_request.ipynb #ac0aa75a
 class PromptTooLong(UserError, ValueError):
     "A prompt has no room in the context or in the cache"
 
@@ -50,7 +50,7 @@ def grammar_state(
     from labkit.inference.grammar import compile
     return next((compile(kind, text, tokenizer).start() for kind in ('json_schema', 'regex', 'grammar') if (text := getattr(p, kind)) is not None), None)
 
-# %% ../../nbs/5_inference/25_request.ipynb #0d9f617d
+# %% ../../nbs/5_inference/25_request.ipynb #2d0feccd
 @dataclass(frozen=True)
 class Delta:
     "What one step added to one completion"
@@ -71,7 +71,7 @@ class Output:
     top_logprobs: tuple[dict[int, float], ...] | None = None # likeliest alternatives
     error: str | None = None                 # why, where finish_reason is error
 
-# %% ../../nbs/5_inference/25_request.ipynb #e7330383
+# %% ../../nbs/5_inference/25_request.ipynb #e2d9262c
 @dataclass(eq=False)
 class Job:
     "A request with what its reader sees of it"
@@ -115,7 +115,7 @@ class Job:
         scores = (None, None) if r.params.logprobs is None else (tuple(d.logprob for d in said), tuple(d.top for d in said))
         return Completion(''.join(d.text for d in self.deltas), tuple(d.token for d in said), r.finish_reason, len(r.prompt), *scores)
 
-# %% ../../nbs/5_inference/25_request.ipynb #47cbee3e
+# %% ../../nbs/5_inference/25_request.ipynb #22b46da9
 class Journal:
     "A file of all that came into an engine, and before which step"
     def __init__(self,

@@ -1,4 +1,4 @@
-"""The engine decides which tokens come next; a runner computes them. The simplest one is the model itself.
+"""The engine decides which tokens come next; a runner computes them: pieces of many requests in one pass of the model.
 
 Docs: https://labkit.github.io/labkit/nbs/5_inference/runner.html.md"""
 
@@ -7,7 +7,7 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/runner.html.md"""
 # %% auto #0
 __all__ = ['TorchRunner', 'reach', 'reaches', 'longest']
 
-# %% ../../nbs/5_inference/10_runner.ipynb #d2031382
+# %% ../../nbs/5_inference/10_runner.ipynb #304cdc4b
 import sys
 from collections.abc import Sequence
 import torch
@@ -17,7 +17,7 @@ from .quantize import W4Linear, linears
 from .scheduler import Work
 from ..model.config import ModelConfig
 
-# %% ../../nbs/5_inference/10_runner.ipynb #c910bde2
+# %% ../../nbs/5_inference/10_runner.ipynb #cbe02d81
 class TorchRunner:
     "Computes a step with the model as it is, on any device"
     name = 'torch'
@@ -36,7 +36,7 @@ class TorchRunner:
         h = self._hidden(ids[None], work, attention)[0]                                  # (N, D)
         return self.model.head(h[last]) if last else h[:0]
 
-# %% ../../nbs/5_inference/10_runner.ipynb #2d74e814
+# %% ../../nbs/5_inference/10_runner.ipynb #b76edadf
 @patch
 def _hidden(self: TorchRunner, ids: torch.Tensor, work: Sequence[Work], attention) -> torch.Tensor: # (1, N) -> (1, N, D)
     "The model's `hidden`; with dynamic scaling of RoPE every request has frequencies of its own"
@@ -47,8 +47,7 @@ def _hidden(self: TorchRunner, ids: torch.Tensor, work: Sequence[Work], attentio
     for layer in model.layers: x = layer(x, cos, sin, attention)
     return model.norm(x)
 
-
-# %% ../../nbs/5_inference/10_runner.ipynb #1a6a579c
+# %% ../../nbs/5_inference/10_runner.ipynb #bc7054af
 def reach(
     cfg: ModelConfig,         # of the rotary frequencies, see `Rope`
     length: int,              # tokens of a request

@@ -117,8 +117,10 @@ def pair_ids(
     encode: Callable[[str], list[int]], # ids of a prompt, see `prompt_ids`
     tokenizer,                          # `Tokenizer` of the model
 ) -> tuple[list[int], list[int]]:
-    "Ids of the context and of the continuation, cut where the context's own tokens end"
-    both, n = encode(context + continuation), len(tokenizer.encode(context, special=True))
+    "Ids of the context and of the continuation: what follows belongs to the first token that the context alone doesn't have (a space at its end often joins the word behind it)"
+    if not continuation: raise UserError(f'a continuation is empty; its context ends with {context[-40:]!r}')
+    both, own = encode(context + continuation), tokenizer.encode(context, special=True)
+    n = next((i for i, (a, b) in enumerate(zip(both, own)) if a != b), min(len(both), len(own)))
     if n == 0: both, n = encode('') + both, 1
     if n >= len(both): raise UserError(f'the continuation {continuation!r} adds no token to its context')
     return both[:n], both[n:]
