@@ -6,10 +6,10 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/exercises.html.md"""
 
 # %% auto #0
 __all__ = ['blocks_needed', 'kv_bytes', 'bits_per_weight', 'symmetric', 'running_moment', 'compensate', 'which_bits', 'awq_bytes',
-           'typical_p', 'gumbel_draw', 'trie_mask', 'acceptance', 'shortest_first', 'block_hashes', 'least_loss',
-           'swap_or_recompute', 'gather_delta', 'speedup', 'my_heads', 'slowest_message', 'message_parts', 'obituary',
-           'pipeline_use', 'starts', 'merge_parts', 'kv_time', 'nibble_pair', 'parts_for', 'bucket', 'round_blocks',
-           'shares', 'calls_needed', 'ntk_base', 'room_for']
+           'typical_p', 'gumbel_draw', 'trie_mask', 'acceptance', 'shortest_first', 'wanted_rows', 'gather',
+           'pick_backend', 'block_hashes', 'least_loss', 'swap_or_recompute', 'gather_delta', 'speedup', 'my_heads',
+           'slowest_message', 'message_parts', 'obituary', 'pipeline_use', 'starts', 'merge_parts', 'kv_time',
+           'nibble_pair', 'parts_for', 'bucket', 'round_blocks', 'shares', 'calls_needed', 'ntk_base', 'room_for']
 
 # %% ../../nbs/5_inference/90_exercises.ipynb #9d5b41ee
 import math
@@ -139,6 +139,30 @@ def shortest_first(f):
     assert f([(100, 0.), (10, 0.), (50, 0.)]) == 1, 'the shortest prompt goes first …'
     assert f([(100, 60.), (10, 0.)]) == 0, '… unless somebody has waited for a minute'
     assert f([(7, 1.)]) == 0
+
+@exercise
+def wanted_rows(f):
+    "Rows of a step whose scores are wanted, from (tokens, wanted) of each part"
+    assert list(f([(3, 1), (1, 1)])) == [2, 3], 'the last row of each part'
+    assert list(f([(5, 0), (4, 3), (1, 1)])) == [6, 7, 8, 9], 'a part may want none, or several'
+
+@exercise
+def gather(f):
+    "Tokens and reason of each request, from the outputs of many steps"
+    from labkit.inference.request import Output
+    outs = [Output(3, (5,), 'a'), Output(1, (7,), 'b'), Output(3, (6,), '', 'length'), Output(1, (), '', 'stop')]
+    assert f(outs) == {3: ((5, 6), 'length'), 1: ((7,), 'stop')}, 'tokens in order, the last reason'
+    assert f([Output(2, (), '', 'abort')]) == {2: ((), 'abort')}, 'a request may end without a token'
+
+@exercise
+def pick_backend(f):
+    "Who computes: `f(backend, gpu, reason)`; `reason` says why the fast runner cannot, None if it can"
+    assert f('auto', True, None) == 'cuda' and f('auto', False, None) == 'numba', 'auto takes the fast one'
+    assert f('auto', False, 'an odd width') == 'torch' and f('torch', True, None) == 'torch', 'torch where it is asked for, or nothing else can'
+    for backend, gpu, reason in (('numba', True, None), ('cuda', False, None), ('numba', False, 'an odd width')):
+        try: f(backend, gpu, reason)
+        except ValueError: continue
+        raise AssertionError(f'{backend} was asked for and cannot run: that is an error')
 
 # %% ../../nbs/5_inference/90_exercises.ipynb #1ce7e3c9
 @exercise
