@@ -146,7 +146,7 @@ def load_part(
     return (model if weights == 'auto' else quantize_part(model, share, weights)), share, tokenizer
 
 def quantize_part(model: Transformer, share: Share, scheme: str = 'w4', group: int = 128) -> Transformer:
-    "Round a part; to 4 bits just as the whole would be"
+    "Round a part; to 4 bits just as the whole would be, where the part has whole groups"
     for n, m in linears(model):
         owner, leaf = _leaf(n)
         columns = {'o_proj': share.cfg.n_heads*share.cfg.head_dim, 'down_proj': share.width(owner)}.get(leaf, m.in_features)

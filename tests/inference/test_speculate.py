@@ -10,6 +10,7 @@ from labkit.inference.scheduler import Request, Work
 from labkit.inference.speculate import Adaptive, DraftModel, PromptLookup, tokens_per_step, verify
 from labkit.model.config import preset
 from labkit.model.transformer import Transformer
+from engine_doubles import MODEL, TOKENIZER, engine
 
 HOT = Sampling(temperature=1.)
 
@@ -187,3 +188,23 @@ def test_whole_loop_on_a_paged_cache(model):
     plain = []
     while len(plain) < 30: plain.append(int(model(torch.tensor([r.prompt + plain]))[0, -1].argmax()))
     assert r.tokens[:30] == plain and steps <= 30
+
+@pytest.mark.parametrize('guesser', [lambda: Adaptive(PromptLookup()), lambda: DraftModel(MODEL, 4)], ids=['lookup', 'draft'])
+def test_constrained_and_free_requests_of_one_batch_with_guesses(guesser):
+    "The same tokens as without guesses, greedy and drawn; what is constrained keeps to its grammar"
+    schema = '{"type": "array", "items": {"enum": ["cat", "mat"]}, "minItems": 3, "maxItems": 3}'
+    asked = [(p, Sampling(max_tokens=40, **how)) for p in ('the cat sat on the mat the cat sat', 'a dog') for how in (dict(regex='(ab){6}c'), dict(json_schema=schema, temperature=1., seed=4), {}, dict(temperature=.8, seed=5))]
+    def run(e):
+        ids, got = [e.add(p, s) for p, s in asked], {}
+        while e.has_work:
+            for o in e.step(): assert o.finish_reason != 'error', o.error; got.setdefault(o.id, []).extend(o.tokens)
+        return [got[i] for i in ids]
+    plain, fast = engine(), engine(guesser=guesser())
+    want = run(plain)
+    assert run(fast) == want
+    for (_, s), tokens in zip(asked, want):
+        text = TOKENIZER.decode(tokens)
+        if s.regex: assert text == 'ab'*6 + 'c'
+        if s.json_schema: assert len(json.loads(text)) == 3 and set(json.loads(text)) <= {'cat', 'mat'}
+    c = fast.stats()
+    assert c['guessed'] > 0 and c['accepted'] > 0 and c['steps'] < plain.stats()['steps']
