@@ -11,7 +11,7 @@ __all__ = ['AdapterError', 'read_adapter', 'Pool', 'Adapter', 'Adapters', 'Step'
 import torch
 import torch.nn.functional as F
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fastcore.basics import patch
@@ -55,8 +55,7 @@ class Pool:
     ): self.A, self.B, self.owners = torch.zeros(0, wide, dtype=dtype, device=device), torch.zeros(0, tall, dtype=dtype, device=device), set()
     def grow(self, rows: int):
         "Make room for at least so many rows"
-        short = rows - len(self.A)
-        if short > 0: self.A, self.B = (torch.cat([t, t.new_zeros(max(short, len(t)), t.shape[1])]) for t in (self.A, self.B))
+        if (short := rows - len(self.A)) > 0: self.A, self.B = (torch.cat([t, t.new_zeros(max(short, len(t)), t.shape[1])]) for t in (self.A, self.B))
     def put(self, start: int, A: Tensor, B: Tensor, owner: int):
         "Write an adapter's rows"
         self.grow(start + len(A))
@@ -78,55 +77,40 @@ class Adapters:
     "LoRA adapters beside a model: loaded and dropped at any time, each row of a step with its own"
     def __init__(self,
         model,              # `Transformer`; its weights stay as they are, packed ones too
-        cut: Callable | None = None, # (layer, A, B) → the parts of A and B that belong to this process (default: all)
     ):
-        self.model, self.cut = model, cut or (lambda name, A, B: (A, B))
-        self.loaded, self.users, self.leaving, self._pools, self._hooks, self._step = {}, Counter(), set(), {}, {}, None
+        self.model, self.loaded, self.users, self.leaving, self._pools, self._hooks, self._step = model, {}, Counter(), set(), {}, {}, None
         p = next(model.parameters())
         self.dtype, self.device = p.dtype, p.device
     @property
     def nbytes(self) -> int: return sum(p.nbytes for p in self._pools.values())
     def _gap(self, rank: int) -> int:
         "The first row from which `rank` rows are free"
-        start = 0
-        for a in sorted(self.loaded.values(), key=lambda a: a.start):
-            if a.start - start >= rank: break
-            start = a.start + a.rank
-        return start
-
-# %% ../../nbs/5_inference/20_adapters.ipynb #a36430e6
-@patch
-def load(self: Adapters,
-    name: str,           # what requests call it
-    folder: str | Path,  # in peft's layout
-) -> None:
-    "Add an adapter, also while requests run; raises `UserError` if it is damaged or belongs to another model"
-    if name in self.loaded: raise AdapterError(f"adapter '{name}' is loaded already{' and leaves when its requests have ended' if name in self.leaving else ''}; unload it first")
-    rank, pairs = read_adapter(folder)
-    parts = {n: self.cut(n, *self._fitting(n, A, B, folder)) for n, (A, B) in pairs.items()}
-    number = next(i for i in range(len(self.loaded) + 1) if i not in {a.number for a in self.loaded.values()})
-    new = Adapter(name, number, self._gap(rank), rank)
-    for n, (A, B) in parts.items(): self._pool(n, A, B).put(new.start, A, B, number)
-    self.loaded[name] = new
-    for p in self._pools.values(): p.grow(max(a.start + a.rank for a in self.loaded.values())) # rows of zeros where an adapter leaves a layer alone
-
-@patch
-def _fitting(self: Adapters, name: str, A: Tensor, B: Tensor, folder) -> tuple[Tensor, Tensor]:
-    "A and B, if the model has a layer of their shape"
-    try: m = self.model.get_submodule(name)
-    except AttributeError: m = None
-    if not hasattr(m, 'in_features') or not name.startswith('layers.'): raise AdapterError(f'{folder}: adapter of another model: no layer {name} in the blocks of this one')
-    a, b = self.cut(name, A, B)
-    if (a.shape[1], b.shape[1]) != (m.in_features, m.out_features): raise AdapterError(f'{folder}: adapter of another model: {name} is {m.out_features}×{m.in_features} here, {b.shape[1]}×{a.shape[1]} in the adapter')
-    return A, B
-
-@patch
-def _pool(self: Adapters, name: str, A: Tensor, B: Tensor) -> Pool:
-    "The pool of a layer; the first adapter that needs it puts the hook onto the layer"
-    if name not in self._pools:
-        self._pools[name] = Pool(A.shape[1], B.shape[1], self.dtype, self.device)
-        self._hooks[name] = self.model.get_submodule(name).register_forward_hook(partial(self._add, self._pools[name]))
-    return self._pools[name]
+        taken = [(a.start, a.start + a.rank) for a in self.loaded.values()]
+        return min(at for at in (0, *(end for _, end in taken)) if all(at + rank <= start or end <= at for start, end in taken))
+    def load(self,
+        name: str,           # what requests call it
+        folder: str | Path,  # in peft's layout
+    ) -> None:
+        "Add an adapter, also while requests run; raises `UserError` if it is damaged or belongs to another model"
+        if name in self.loaded: raise AdapterError(f"adapter '{name}' is loaded already{' and leaves when its requests have ended' if name in self.leaving else ''}; unload it first")
+        rank, pairs = read_adapter(folder)
+        for n, (A, B) in pairs.items(): self._check(n, A, B, folder)
+        number = next(i for i in range(len(self.loaded) + 1) if i not in {a.number for a in self.loaded.values()})
+        new = Adapter(name, number, self._gap(rank), rank)
+        for n, (A, B) in pairs.items(): self._pool(n, A, B).put(new.start, A, B, number)
+        self.loaded[name] = new
+        for p in self._pools.values(): p.grow(max(a.start + a.rank for a in self.loaded.values())) # rows of zeros where an adapter leaves a layer alone
+    def _check(self, name: str, A: Tensor, B: Tensor, folder):
+        "Has the model a layer of their shape?"
+        m = dict(self.model.named_modules()).get(name)
+        if not hasattr(m, 'in_features') or not name.startswith('layers.'): raise AdapterError(f'{folder}: adapter of another model: no layer {name} in the blocks of this one')
+        if (A.shape[1], B.shape[1]) != (m.in_features, m.out_features): raise AdapterError(f'{folder}: adapter of another model: {name} is {m.out_features}×{m.in_features} here, {B.shape[1]}×{A.shape[1]} in the adapter')
+    def _pool(self, name: str, A: Tensor, B: Tensor) -> Pool:
+        "The pool of a layer; the first adapter that needs it puts the hook onto the layer"
+        if name not in self._pools:
+            self._pools[name] = Pool(A.shape[1], B.shape[1], self.dtype, self.device)
+            self._hooks[name] = self.model.get_submodule(name).register_forward_hook(partial(self._add, self._pools[name]))
+        return self._pools[name]
 
 # %% ../../nbs/5_inference/20_adapters.ipynb #35c10286
 @patch
