@@ -1,5 +1,6 @@
 "The engine over several processes: the same text and scores as in one, what it refuses, and what its requests hear when a process dies"
 import os, signal, threading, time, pytest, torch
+from types import SimpleNamespace
 from labkit.core.lm import Sampling
 from labkit.core.settings import RunSettings, SettingsError, UserError
 from labkit.inference.engine import Engine, EngineSettings
@@ -91,3 +92,14 @@ def test_a_step_that_fails_here_breaks_the_leader():
     lead = Leader(Breaks(), Ranks(0, 1), SplitCache(preset('lab-1m', n_layers=1), 4))
     for _ in range(2):
         with pytest.raises(RankError, match='process 0 of 1 that share the model failed within a step: ValueError: too large; open the engine again'): lead([Told(asked([0]), 0, 1, [5], 1)])
+
+def test_a_gpu_that_waits_for_a_dead_partner_is_not_waited_for(monkeypatch):
+    "its sum never ends: the event behind the step stays open, and the leader finds out why"
+    class Never:
+        def record(self): pass
+        def query(self): return False
+    monkeypatch.setattr(torch.cuda, 'Event', Never)
+    lead = Leader(SimpleNamespace(name='gpu', weights='bf16'), Ranks(0, 1), SplitCache(preset('lab-1m', n_layers=1), 4), why=lambda patience: 'process 1 of 2 is gone')
+    lead.runner, began = lambda work: SimpleNamespace(is_cuda=True), time.monotonic()
+    with pytest.raises(RankError, match='process 1 of 2 is gone'): lead([Told(asked([0]), 0, 1, [5], 1)])
+    assert .4 < time.monotonic() - began < 10
