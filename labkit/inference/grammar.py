@@ -28,7 +28,7 @@ class Constraint:
     def words(self) -> torch.Tensor: # (⌈n/32⌉,) int32, the same memory each time
         "The tokens that may come next, a bit for each: `RowParams.allowed` has the same layout"
         self.matcher.unsafe_compute_mask_ptr(self._words.data_ptr(), self._words.nbytes)
-        if self.matcher.is_error(): raise BadGrammar(f'the grammar became too complex: {self.matcher.get_error()}')
+        if self.matcher.is_error(): raise BadGrammar(f'no token can follow: {self.matcher.get_error().splitlines()[0][:200]}')
         return self._words
     def mask(self,
         out: torch.Tensor, # (V,) bool on the CPU, written; V may be larger than the tokenizer
@@ -109,7 +109,11 @@ def compile(
     if wrong: raise BadGrammar(f'{kind}: {_reason(messages[0])}, in {text[:200]!r}')
     matcher = LLMatcher(vocabulary, source)
     if matcher.is_error(): raise BadGrammar(f'{kind}: {_reason(matcher.get_error())}, in {text[:200]!r}')
-    return Grammar(matcher, tokenizer.vocab_size, tokenizer.eos_ids)
+    grammar = Grammar(matcher, tokenizer.vocab_size, tokenizer.eos_ids)
+    try: possible = grammar.start().words().any()
+    except BadGrammar: possible = False
+    if not possible: raise BadGrammar(f'{kind}: no text can match {text[:200]!r}')
+    return grammar
 
 # %% ../../nbs/5_inference/19_grammar.ipynb #45ea4da7
 def tool_grammar(

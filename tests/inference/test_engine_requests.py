@@ -134,7 +134,7 @@ def test_loglikelihood_is_the_models_own():
         at = range(len(ctx), len(ids))
         assert score == pytest.approx(sum(float(lp[i - 1, ids[i]]) for i in at), abs=1e-3)
         assert greedy == all(int(lp[i - 1].argmax()) == ids[i] for i in at)
-    with pytest.raises(UserError, match='adds no token'): e.loglikelihood([('hello', '')])
+    with pytest.raises(UserError, match='is empty'): e.loglikelihood([('hello', '')])
 
 def test_logprobs_are_the_models_own():
     c, = engine().generate(['hello world'], Sampling(max_tokens=4, logprobs=3, ignore_eos=True))
