@@ -86,12 +86,12 @@ def attention(copy):
 
 def prompts():
     rows = []
-    for n, T in ((4, 2048), (1, 8192)):
-        kv, q = cache_of('model', n*T//16, 32), torch.randn(n*T, 32, 128, device='cuda', dtype=BF16)
-        tables = torch.randperm(n*T//16, device='cuda').int().view(n, -1)
-        tiles = torch.tensor([[i, i*T + j, 64, j] for i in range(n) for j in reversed(range(0, T, 64))], dtype=torch.int32, device='cuda')
-        t = ms(graphed(lambda: paged_attention(q, kv, tables, tiles, 1, 64, 64, 64, num_warps=4, num_stages=3)), 5)
-        rows.append(dict(kernel='prompts', sequences=n, tokens=T, ms=round(t, 3), TFLOP_per_s=round(n*32*T*T*256/t/1e9)))
+    for n, T, K, kind in ((4, 2048, 32, 'model'), (1, 8192, 32, 'model'), (1, 8192, 8, 'int8')):
+        kv, q, tall = cache_of(kind, n*T//16, K), torch.randn(n*T, 32, 128, device='cuda', dtype=BF16), 128 if kind == 'model' else 64
+        tables, each = torch.randperm(n*T//16, device='cuda').int().view(n, -1), tall*K//32
+        tiles = torch.tensor([[i, i*T + j, each, j] for i in range(n) for j in reversed(range(0, T, each))], dtype=torch.int32, device='cuda')
+        t = ms(graphed(lambda: paged_attention(q, kv, tables, tiles, 1, each, rows=tall)), 5)
+        rows.append(dict(kernel='prompts', sequences=n, tokens=T, key_heads=K, kv=kind, ms=round(t, 3), TFLOP_per_s=round(n*32*T*T*256/t/1e9)))
     return rows
 
 def small(copy):

@@ -5,6 +5,7 @@ python benchmarks/serve_offline.py --engine labkit,transformers --batch 1,16,64
 python benchmarks/serve_offline.py --prompt 2048 --batch 64 --scheme w4+kv8,fp8+kv8
 python benchmarks/serve_offline.py --session                         time to the first token of turn 10 of a conversation, against a fresh request with the new turn alone
 python benchmarks/serve_offline.py --start                           seconds from the files to a ready engine, against reading the bytes
+transformers runs as `generate` comes, without compilation.
 A scheme names weights and cache: bf16, w4 (16-bit activations), fp8 (both in 8 bits), with +kv8 or +kv4. vllm and lmdeploy run where they can be imported.
 The model has Llama-2-7B's shape and random weights (`--shape` for another); its files are written to `--folder` once."""
 import argparse, gc, importlib.util, json, os, statistics, sys, time
@@ -71,7 +72,7 @@ class Transformers:
     @torch.inference_mode()
     def __call__(self, prompts, n):
         x = torch.tensor(prompts, device='cuda')
-        y = self.model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=n, min_new_tokens=n, do_sample=False, cache_implementation='static', pad_token_id=0)
+        y = self.model.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0)
         return y[:, x.shape[1]:].tolist()
 
 class Vllm:

@@ -135,7 +135,8 @@ class CudaRunner:
         self.kv = [(cache.k[i], cache.v[i], *((cache.k_meta[i], cache.v_meta[i]) if cache.k_meta is not None else (None, None))) for i in range(c.n_layers)]
         self.windows = [c.window(i) or 0 for i in range(c.n_layers)]
         self.embedding = model.embed_tokens.weight.detach()
-        self.head = Dense(self.embedding if model.lm_head is None else model.lm_head.weight.detach())
+        self.head = Dense(self.embedding if model.lm_head is None else model.lm_head.weight.detach(), exact=True)
+        self.early = isinstance(self.layers[0].qkv, Dense) and self.layers[0].qkv.scale is None # 8- and 4-bit products are slower when they wait for their start on the processors
         rows = [min(max_len, n or (c.max_seq_len if len(reaches) > 1 else max_len)) for n in reaches]
         self.first = dict(zip(reaches, accumulate([0, *rows])))                                     # where the angles of a reach begin
         self.cos, self.sin = (torch.cat(ts, 1)[0, :, 0].float().contiguous() for ts in zip(*(model.rope.angles(torch.arange(r, device=p.device)[None], n) for n, r in zip(reaches, rows)))) # (rows, d/2)
@@ -158,19 +159,19 @@ def hidden(self: CudaRunner, x: Inputs) -> Tensor: # (N, D)
     "All blocks and the last norm"
     c, parts, bias, eps = self.cfg, None, None, self.cfg.norm_eps
     for l, kv, window in zip(self.layers, self.kv, self.windows):
-        h = add_norm(parts, x.residual, l.norm1, eps, l.qkv.takes, bias)
+        h = add_norm(parts, x.residual, l.norm1, eps, l.qkv.takes, bias, self.early)
         q = rope_write(l.qkv(*h, self.invariant), self.cos, self.sin, x.positions, x.slots, kv, c.n_heads, c.head_dim, self.dtype, l.qkv_bias, l.qk_norms, eps)
         y = quantize_rows(self._attend(q, kv, x, window).flatten(1), l.o.takes)
-        h = add_norm(l.o(*y, self.invariant), x.residual, l.norm2, eps, l.gate_up.takes, l.o_bias)
-        parts, bias = l.down(*silu_mul(l.gate_up(*h, self.invariant), l.down.takes), self.invariant), None
-    return add_norm(parts, x.residual, self.model.norm.weight.detach(), eps, self.dtype)[0]
+        h = add_norm(l.o(*y, self.invariant), x.residual, l.norm2, eps, l.gate_up.takes, l.o_bias, self.early)
+        parts, bias = l.down(*silu_mul(l.gate_up(*h, self.invariant), l.down.takes, self.early), self.invariant), None
+    return add_norm(parts, x.residual, self.model.norm.weight.detach(), eps, self.dtype, early=self.early)[0]
 
 @patch
 def _attend(self: CudaRunner, q: Tensor, kv, x: Inputs, window: int) -> Tensor:
     "Single tokens with their keys in several parts, chunks in larger tiles"
     y = torch.empty_like(q)
-    if x.singles is not None: paged_attention(q, kv, self.tables, x.singles, self._splits(len(x.singles)), 1, 64, max(16, triton.next_power_of_2(self.group)), window, y)
-    if x.chunks is not None: paged_attention(q, kv, self.tables, x.chunks, self._splits(len(x.chunks)), x.rows//self.group, 64, x.rows, window, y, num_warps=4, num_stages=3)
+    if x.singles is not None: paged_attention(q, kv, self.tables, x.singles, self._splits(len(x.singles)), 1, None, max(16, triton.next_power_of_2(self.group)), window, y)
+    if x.chunks is not None: paged_attention(q, kv, self.tables, x.chunks, self._splits(len(x.chunks)), x.rows//self.group, None, x.rows, window, y)
     return y
 
 @patch(as_prop=True)
@@ -209,7 +210,9 @@ def _mixed(self: CudaRunner, work: Sequence[Work]) -> tuple[Inputs, Tensor]:
     "Inputs of a step with parts of any length, and which positions are wanted: one copy to the device"
     self._upload(work)
     for w in work: self.owners[w.request.row] = (w.request, w.request.preemptions, w.start + w.n - len(w.guess))
-    rows = min(64, max(16, triton.next_power_of_2(max(w.n for w in work)*self.group)))
+    rows = triton.next_power_of_2(max(w.n for w in work)*self.group)
+    large = rows >= 512 and self.cache.k.dtype == self.dtype and self.dtype.itemsize == 2 and self.cfg.head_dim <= 128
+    rows = 128 if large else min(64, max(16, rows))
     starts = np.cumsum([0] + [w.n for w in work])                                       # where each part begins in the step
     tiles = [self._tiles(w, at, max(1, rows//self.group)) for w, at in zip(work, starts.tolist())]
     position = [np.arange(w.start, w.start + w.n) for w in work]
@@ -332,6 +335,7 @@ def _run_singles(self: CudaRunner, work: Sequence[Work], sample: bool) -> tuple[
 @torch.inference_mode()
 def __call__(self: CudaRunner, work: Sequence[Work]) -> Tensor: # (sum of wants, V)
     "Logits of the positions that are wanted; steps with adapters go through torch"
+    self.params.settle()
     if any(w.request.adapter for w in work): return self.plain(work)
     if all(w.n == 1 and w.wants == 1 for w in work): return self._run_singles(work, False)[0][:len(work)].clone()
     x, wanted = self._mixed(work)
@@ -343,12 +347,13 @@ def admit(self: CudaRunner,
     seed: int,  # if it has none of its own
 ) -> None:
     "Write a request's sampling parameters into its row"
-    self.params.put(r.row, r.params, seed, r.prompt, r.tokens)
+    self.params.put(r.row, r.params, seed, r.prompt, r.tokens, now=False)
 
 @patch
 @torch.inference_mode()
 def launch(self: CudaRunner, work: Sequence[Work], rows: Sequence[int] | None = None) -> Launched:
     "Compute a step and choose the next token of each part that wants one, without waiting"
+    self.params.settle()
     n = sum(w.wants == 1 for w in work)
     if all(w.n == 1 and w.wants == 1 for w in work) and not any(w.request.adapter for w in work): return self._bring(self._run_singles(work, True)[1], n)
     rows = self._host([w.request.row for w in work if w.wants == 1])

@@ -8,7 +8,7 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/gpu_sampling.html.md"""
 __all__ = ['uniform', 'sample_rows_plain', 'sample_rows', 'RowParams']
 
 # %% ../../nbs/5_inference/06_gpu_sampling.ipynb #d2ea5864
-import torch
+import numpy as np, torch
 from types import SimpleNamespace
 from collections.abc import Sequence
 from torch import Tensor
@@ -284,10 +284,11 @@ class RowParams:
         ends: Sequence[int] = (),  # tokens that end a text, for `min_tokens`
     ):
         new = lambda dtype, *shape: torch.zeros(n, *shape, dtype=dtype, device=device)
-        self.temperature, self.top_p, self.min_p = (new(torch.float32) for _ in range(3))
-        self.presence, self.frequency, self.repetition = new(torch.float32), new(torch.float32), new(torch.float32) + 1
-        self.top_k, self.position, self.min_tokens = (new(torch.int32) for _ in range(3))
+        self.temperature, self.top_p, self.min_p, self.presence, self.frequency, self.repetition = self.floats = torch.zeros(6, n, device=device)
+        self.top_k, self.position, self.min_tokens = self.wholes = torch.zeros(3, n, dtype=torch.int32, device=device)
         self.seed, self.last, self.counts = new(torch.int64), new(torch.int64), new(torch.int32, vocab_size)
+        self.repetition += 1
+        self.waiting = {}      # rows that are not on the device yet
         self.allowed = torch.full((n, -(-vocab_size//32)), -1, dtype=torch.int32, device=device)
         self.ends = torch.tensor(ends, dtype=torch.int32, device=device) if ends else None
     def put(self,
@@ -296,18 +297,29 @@ class RowParams:
         seed: int,                  # if the request has none of its own
         prompt: Sequence[int] = (), # token ids, for the repetition penalty
         written: Sequence[int] = (),# token ids generated so far
+        now: bool = True,           # else with those of other requests, before the next draw
     ) -> None:
         "Write a request's parameters into its row; nothing waits for the device"
-        for name in ('temperature', 'top_k', 'top_p', 'min_p', 'min_tokens'): getattr(self, name)[row] = getattr(p, name)
-        self.presence[row], self.frequency[row], self.repetition[row] = p.presence_penalty, p.frequency_penalty, p.repetition_penalty
-        self.seed[row], self.position[row] = seed if p.seed is None else p.seed, len(written)
-        self.allowed[row] = -1
-        if p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1: self.counts[row] = self._count(prompt, written)
+        self.waiting[row] = p, seed if p.seed is None else p.seed, prompt, written
+        if now: self.settle()
+    def settle(self) -> None:
+        "Write all rows that wait, with one copy"
+        if not self.waiting: return
+        wholes = np.array([(row, seed, p.top_k, len(written), p.min_tokens) for row, (p, seed, _, written) in self.waiting.items()], np.int64)
+        floats = np.array([(p.temperature, p.top_p, p.min_p, p.presence_penalty, p.frequency_penalty, p.repetition_penalty) for p, *_ in self.waiting.values()], np.float32)
+        t = torch.from_numpy(np.concatenate([wholes, floats.view(np.int32)], 1))
+        t = t.pin_memory().to(self.seed.device, non_blocking=True) if self.seed.is_cuda else t
+        rows = t[:, 0]
+        self.seed[rows], self.wholes[:, rows], self.floats[:, rows], self.allowed[rows] = t[:, 1], t[:, 2:5].T.int(), t[:, 5:].T.int().contiguous().view(torch.float32), -1
+        for row, (p, _, prompt, written) in self.waiting.items():
+            if p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1: self.counts[row] = self._count(prompt, written)
+        self.waiting = {}
     def allow(self,
         row: int,      # of the request
         words: Tensor, # (⌈n/32⌉,) int32: a bit for each token, see `Constraint.words`; what is beyond may not come
     ) -> None:
         "Which tokens may come next"
+        self.settle()
         self.allowed[row, :len(words)], self.allowed[row, len(words):] = words.to(self.allowed.device), 0
     def _count(self, prompt, written):
         n = torch.bincount(torch.tensor(written, dtype=torch.int64), minlength=self.counts.shape[1]).int()*2
@@ -320,6 +332,7 @@ class RowParams:
         advance: bool = False,     # count on: for the engine, where the tokens are used
     ) -> Tensor:                   # (B,) tokens
         "`sample_rows` with these parameters"
+        self.settle()
         out = torch.empty(len(logits), dtype=torch.int64, device=logits.device) if out is None else out
         sample_rows(logits, out, rows, self.temperature, self.top_k, self.top_p, self.min_p, self.seed, self.position, self.counts, self.presence, self.frequency, self.repetition,
             allowed=self.allowed, min_tokens=self.min_tokens, ends=self.ends, last=self.last if advance else None)

@@ -12,7 +12,7 @@ __all__ = ['product_kernel', 'nibbles', 'fragment', 'fragment_order', 'natural_o
 import torch, triton
 import triton.language as tl
 from torch import Tensor
-from .kernels import INTERPRETED, after_previous, before_next, launch_options
+from .kernels import INTERPRETED, after_previous, before_next, fetch, launch_options
 
 # %% ../../nbs/5_inference/13_linear.ipynb #6987e6b8
 @triton.jit(do_not_specialize=['B'])
@@ -23,6 +23,9 @@ def product_kernel(x, x_scale, w, w_scale, out, B, M, N, EVEN: tl.constexpr, BN:
     steps = tl.cdiv(M, BK)
     each = tl.cdiv(steps, tl.num_programs(2))
     rows = tl.minimum(n, N - 1).to(tl.int64)[:, None]*M
+    if not SCALED:
+        LINE: tl.constexpr = 1024//w.dtype.element_ty.primitive_bitwidth                  # 128 bytes
+        fetch(w + rows + tl.minimum(ps*each*BK + tl.arange(0, BK//LINE)*LINE, M - 1)[None], PDL)
     after_previous(PDL)
     acc = tl.zeros((BN, BB), tl.int32 if w.dtype.element_ty == tl.int8 else tl.float32)
     for i in range(ps*each, tl.minimum((ps + 1)*each, steps)):
@@ -148,6 +151,7 @@ def shape_of(
 ) -> dict | None: # options of the kernel; None: too many rows for it
     "Tile, splits and stages, as tried out on an H100: small tiles, and as many programs as its processors hold at a time"
     four, N = isinstance(product, Packed4), product.rows
+    if four and 128 < B <= 256 and not invariant and product.takes != torch.float32: return dict(bn=128, bb=128, splits=1, stages=3, warps=8, fold=True)
     few = 128 if four else 64
     if not invariant and (product.takes == torch.float32 and not INTERPRETED or B > few): return None
     bb = 64 if invariant else max(16, min(64, triton.next_power_of_2(B)))
@@ -161,8 +165,10 @@ class Dense:
     def __init__(self,
         weight: Tensor,              # (N, M)
         scale: Tensor | None = None, # (N,) float32, for float8 and int8
+        exact: bool = False,         # float32 results of few rows, even where nothing is left to add
     ):
         self.weight, self.scale, self.rows, self.columns = weight, scale, *weight.shape
+        self.exact = exact or scale is not None
         self.takes = weight.dtype    # what its left side must be
     @property
     def nbytes(self) -> int: return self.weight.nbytes
@@ -173,7 +179,7 @@ class Dense:
     def few(self, x: Tensor, x_scale: Tensor, shape: dict) -> Tensor: # (parts, B, N)
         "Few rows: the weights are read once, as fast as memory gives them"
         B, S = len(x), shape['splits']
-        out = torch.empty(S, B, self.rows, device=x.device, dtype=torch.float32)
+        out = torch.empty(S, B, self.rows, device=x.device, dtype=torch.float32 if self.exact or S > 1 else x.dtype)
         product_kernel[triton.cdiv(self.rows, shape['bn']), triton.cdiv(B, shape['bb']), S](x, x_scale, self.weight, x if self.scale is None else self.scale, out, B, self.columns, self.rows, self.columns % shape['bk'] == 0,
             shape['bn'], shape['bk'], shape['bb'], self.scale is not None, **launch_options(x, num_warps=shape['warps'], num_stages=shape['stages']))
         return out
