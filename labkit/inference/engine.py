@@ -30,7 +30,6 @@ from .score import Scorer, pair_ids, parts
 
 # %% ../../nbs/5_inference/27_engine.ipynb #ba3b1f79
 _all_ = ['Delta', 'EngineSettings', 'Output', 'PromptTooLong', 'RequestFailed', 'replay'] # what its users need of the modules before
-
 class Engine:
     "Continuous batching over a paged cache; an `LM` that is safe to use from several threads"
     def __init__(self,
@@ -169,17 +168,15 @@ def _advance(self: Engine, job: Job, logits: torch.Tensor, work: Work, greedy: i
     try:
         if work.guess: choices = verify(logits, work.guess, r.params, job.generator, r.tokens, grammar, r.prompt, ends)
         else: choices = [choose(logits[0], r.params, r.tokens, job.generator, greedy, r.prompt, ends, None if grammar is None else grammar.mask(torch.zeros(logits.shape[1], dtype=torch.bool)))]
-    except Exception as e: return self._end(job, 'error', error=e)  # scores that are no numbers, a grammar that grew too large: nobody else's business
+    except UserError as e: return self._end(job, 'error', error=e)  # scores that are no numbers, a grammar that grew too large
     work.advance(len(choices) - 1)                                  # what was guessed wrongly is written over
     self._counts['guessed'] += len(work.guess); self._counts['accepted'] += len(choices) - 1
     for c in choices:
         if not job.done: self._take(job, c)
 
 @patch
-def _choose_there(self: Engine, work: Sequence[Work], logits: torch.Tensor):
+def _choose_there(self: Engine, jobs: Sequence[Job], logits: torch.Tensor):
     "The device chooses, so that a request draws the same tokens whether or not somebody in the batch needs the scores here"
-    for w in work: w.advance()
-    if not (jobs := [self._jobs[w.request.id] for w in work if w.wants]): return
     params, raw = self.runner.params, logits.clone() if any(j.request.params.logit_bias for j in jobs) else logits
     for j, row in zip(jobs, raw):
         for token, bias in j.request.params.logit_bias: row[token] += bias
@@ -193,12 +190,9 @@ def _choose_there(self: Engine, work: Sequence[Work], logits: torch.Tensor):
 
 @patch
 def _logits(self: Engine, work: Sequence[Work]) -> torch.Tensor: # (wanted, V)
-    "The step's logits; parts with an adapter go through the model itself, and the others get what they would get alone"
-    if not (own := [w for w in work if w.request.adapter]): return self.runner(work)
-    with self.adapters.use([w.request.adapter for w in own for _ in range(w.n)]): logits = self.plain(own)
-    if not (rest := [w for w in work if not w.request.adapter]): return logits
-    out = {id(w): part for group, l in ((own, logits), (rest, self.runner(rest))) for w, part in zip(group, l.split([w.wants for w in group]))}
-    return torch.cat([out[id(w)] for w in work])
+    "The step's logits; rows with an adapter go through the model itself"
+    if not any(w.request.adapter for w in work): return self.runner(work)
+    with self.adapters.use([w.request.adapter for w in work for _ in range(w.n)]): return self.plain(work)
 
 @patch
 def _compute(self: Engine, work: Sequence[Work]):
@@ -208,11 +202,12 @@ def _compute(self: Engine, work: Sequence[Work]):
         if len(work) == 1: return self._end(self._jobs[work[0].request.id], 'error', error=e)
         for w in work: self._compute([w])
         return
-    if hasattr(self.runner, 'params') and self.guesser is None: return self._choose_there(work, logits)
-    best, at = likeliest(logits) if len(logits) else [], 0
-    for w in work:                                                  # each counts as computed when its token is chosen: Ctrl-C between two leaves the rest to the next step
+    for w in work: w.advance()
+    if not len(logits): return
+    if hasattr(self.runner, 'params') and self.guesser is None: return self._choose_there([self._jobs[w.request.id] for w in work if w.wants], logits)
+    best, at = likeliest(logits), 0
+    for w in work:
         if w.wants: self._advance(self._jobs[w.request.id], logits[at:at + w.wants], w, best[at])
-        else: w.advance()
         at += w.wants
 
 # %% ../../nbs/5_inference/27_engine.ipynb #777ebf47

@@ -34,7 +34,7 @@ class TorchRunner:
         ids = torch.tensor([t for w in work for t in w.ids], device=self.device)
         last = [i for w, end in zip(work, attention.ends) for i in range(end - w.wants, end)]
         h = self._hidden(ids[None], work, attention)[0]                                  # (N, D)
-        return self.model.head(h[last]) if last else h[:0]
+        return self.model.head(h[last]) if last else h.new_empty(0, self.model.cfg.vocab_size)
 
 # %% ../../nbs/5_inference/10_runner.ipynb #b76edadf
 @patch

@@ -26,6 +26,7 @@ def check_sampling(
     vocab_size: int, # tokens the model knows
 ) -> None:
     "Raise `BadSampling` for a parameter outside its range, with the range"
+    if not isinstance(p, Sampling): raise BadSampling(f'expected a Sampling, found {type(p).__name__}: {p!r:.60}')
     whole, real = (lambda low, high=math.inf: lambda x: isinstance(x, Integral) and low <= x <= high), (lambda low, high=math.inf: lambda x: isinstance(x, Real) and low <= x <= high and math.isfinite(x))
     text = lambda x: x is None or isinstance(x, str)
     bias = lambda pairs: isinstance(pairs, (tuple, list)) and all(isinstance(p, (tuple, list)) and len(p) == 2 and whole(0, vocab_size - 1)(p[0]) and isinstance(p[1], Real) and p[1] < math.inf for p in pairs)

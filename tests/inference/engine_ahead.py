@@ -38,4 +38,22 @@ ends = {}
 while ahead.has_work:
     for o in ahead.step(): ends[o.id] = o.finish_reason or ends.get(o.id)
 assert ends == {i: 'abort', j: 'length'} and ahead.stats()['cache_blocks_used'] == 0
+
+# the same bits, whoever else is in the batch: scores of a request alone and among sixteen. The interpreter multiplies with numpy, which rounds by shape: there only the tokens are compared
+crowd = [prompts[i % 4] + ' a cat' * (i // 4) for i in range(16 if DEVICE == 'cuda' else 4)]
+scored = Sampling(max_tokens=5 if DEVICE == 'cuda' else 2, ignore_eos=True, logprobs=3)
+
+def bits(e, ps): return [(c.tokens, c.logprobs, c.top_logprobs) if DEVICE == 'cuda' else c.tokens for c in e.generate(ps, scored)]
+
+def check_bits():
+    make = lambda **more: engine('cuda', invariant=True, cache_tokens=2048, **dict(dict(prefix=False, step_tokens=512), **more))
+    lone = make(max_batch=1)
+    alone = [bits(lone, [p])[0] for p in crowd]
+    for more in (dict(), dict(prefix=True), dict(step_tokens=16))[:3 if DEVICE == 'cuda' else 1]:
+        assert bits(make(max_batch=16, **more), crowd) == alone, f'other bits in company: {next(model.parameters()).dtype}, {more}'
+
+check_bits()
+if DEVICE == 'cuda':
+    model = model.to(torch.bfloat16)
+    check_bits()
 print('equal')

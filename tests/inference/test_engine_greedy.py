@@ -81,7 +81,7 @@ def test_greedy_equals_transformers(name, tmp_path):
 
 W4 = quantize_model(tiny('llama'), 32)
 SHORT = Sampling(max_tokens=40, ignore_eos=True, logprobs=0)
-CROWD = PROMPTS + [[i, 2 * i, 300 - i] for i in range(1, 13)]
+CROWD = PROMPTS + [[i, 2 * i, 300 - i] for i in range(1, 14)]
 
 def bits(e, prompts): return [(c.tokens, c.logprobs) for c in e.generate(prompts, SHORT)]
 
@@ -95,8 +95,11 @@ def test_the_compiled_step_gives_the_same_bits_in_any_company(changes):
     assert bits(e, PROMPTS) == alone
     if 'cache_tokens' in changes: assert e.stats()['preemptions'] > 0
 
-def test_sixteen_together_write_what_each_writes_alone():
-    "With torch rounding depends on the shape of the step; the tokens do not"
+@pytest.mark.parametrize('changes', [{}, dict(step_tokens=20), dict(prefix=False), dict(step_tokens=20, block_size=4)], ids=['', 'chunks', 'nothing shared', 'chunks and small blocks'])
+@pytest.mark.parametrize('backend', ['torch', 'numba'])
+def test_sixteen_together_write_what_each_writes_alone(backend, changes):
+    "In float32 rounding depends on the shape of the step; the tokens do not"
     model = tiny('qwen2')
-    short, one = Sampling(max_tokens=16, ignore_eos=True), engine(model, max_batch=1, prefix=False)
-    assert tokens(engine(model), CROWD + [[9]], short) == [tokens(one, [p], short)[0] for p in CROWD + [[9]]] and len(CROWD) == 15
+    short, e, one = Sampling(max_tokens=16, ignore_eos=True), engine(model, backend=backend, **changes), engine(model, backend=backend, max_batch=1, prefix=False)
+    assert len(CROWD) == 16 and tokens(e, CROWD, short) == [tokens(one, [p], short)[0] for p in CROWD]
+    assert e.stats()['backend'] == backend and (e.prefix is None or e.prefix.hits >= 60 // e.settings.block_size * e.settings.block_size)
