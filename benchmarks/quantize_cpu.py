@@ -2,17 +2,17 @@
 
 Texts to measure on: a late part of Python's reference manual (en) and late chapters of 三国演义 (zh), of which early parts calibrate; and two that
 no calibration text resembles: this project's LICENSE and Chinese reviews. Calibrated schemes see 60 windows of 256 tokens: early parts of the manual
-and of the novel, the descriptions of installed packages, source code of three modules of Python, and the dialogues of data_samples.
+and of the novel, and the descriptions of installed packages, in equal shares.
 Groups are 64 weights unless the name says otherwise; g128 means 128 where rows allow it (1,536 columns) and 64 elsewhere (576).
 The embedded model's own file has 4-bit blocks of 32, so every scheme here rounds weights a second time.
 `--only NAME …` measures some schemes and keeps the file's other rows. Seconds are CPU time of the process. The last line is JSON.
 """
-import argparse, copy, datetime, heapq, importlib.metadata, inspect, json, os, platform, statistics, sys, textwrap, time
+import argparse, copy, datetime, importlib.metadata, json, os, platform, sys, time
 from pathlib import Path
 import torch
 from pydoc_data.topics import topics
 from labkit.core.device import set_threads
-from labkit.core.files import read_jsonl, replacing, samples
+from labkit.core.files import replacing
 from labkit.corpus.sources import novel, reviews
 from labkit.inference.calibration import Recipe, calibrate, calibration_tokens
 from labkit.inference.quality import layer_errors
@@ -29,10 +29,9 @@ def texts(tokenizer) -> tuple[dict[str, str], list[str]]:
     "Texts to measure on, by name; texts to calibrate on"
     manual, story = (tokenizer.encode(t) for t in ('\n'.join(t for _, t in sorted(topics.items())), '\n'.join(d.text for d in novel())[:200_000]))
     about = sorted({(d.metadata['Name'].lower(), (d.metadata.get_payload() or d.metadata['Description'] or '')[:3000]) for d in importlib.metadata.distributions()})
-    chat = '\n'.join('\n'.join(m['content'] or '' for m in r.get('messages', [])) for r in read_jsonl(samples('instructions.jsonl')))
     held = dict(en=tokenizer.decode(manual[60_000:64_096]), zh=tokenizer.decode(story[60_000:64_096]), licence=(Path(__file__).parents[1]/'LICENSE').read_text(),
                 reviews='\n'.join(sorted({d.text for d in reviews()})[5000:5200]))
-    return held, [tokenizer.decode(manual[:55_000]), '\n'.join(t for _, t in about), tokenizer.decode(story[:40_000]), '\n'.join(map(inspect.getsource, (textwrap, heapq, statistics))), chat]
+    return held, [tokenizer.decode(manual[:55_000]), '\n'.join(t for _, t in about), tokenizer.decode(story[:40_000])]
 
 def made(name: str, model, tokens):
     "The model in a scheme; it gives up its weights"
