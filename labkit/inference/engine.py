@@ -38,7 +38,7 @@ class Engine:
         settings: EngineSettings = EngineSettings(),
         name: str = 'model',                          # as servers call it
         seed: int = 0,                                # requests without a seed of their own draw theirs from here
-        packed: dict | None = None,                   # packed weights for the compiled CPU step, see `packed_gguf`
+        packed: dict | None = None,                   # packed weights for the compiled CPU step, see `open_packed`
         guesser=None,                                 # proposes tokens to check, see `PromptLookup` (default: as the settings say)
         journal: str | Path | None = None,            # file for all that comes in, see `replay`
         split=None,                                   # the other processes that hold parts of the model, see `open_split`
