@@ -9,13 +9,15 @@ __all__ = ['EngineSettings', 'make_cache', 'fitted', 'why_torch', 'make_runner',
            'gguf_file', 'open_weights', 'open_parts']
 
 # %% ../../nbs/5_inference/26_backend.ipynb #82aef236
-import os, sys, threading
+import math, os, sys, threading, typing
 import torch
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal
 from ..core.device import Device
-from ..core.settings import UserError
+from ..core.progress import human
+from ..core.settings import SettingsError, UserError
 from ..corpus.tokens import Tokenizer
 from ..finetune.lora import load_adapter, merge_lora
 from .cache import PagedCache
@@ -45,6 +47,13 @@ class EngineSettings:
     invariant: bool = False                       # on a GPU: the same bits whoever else is in the batch, for some speed
     tensor_parallel: int = 1                      # processes that share the weights
     swap_gb: float = 0.                           # GB of the host's memory for the blocks of requests that have to make room (0: computed again)
+    def __post_init__(self):
+        for name, tp in typing.get_type_hints(type(self)).items():
+            v, least = getattr(self, name), 1 if name in ('block_size', 'guesses', 'tensor_parallel') else 0
+            if typing.get_origin(tp) is Literal: fits, expected = v in typing.get_args(tp), 'one of ' + ', '.join(typing.get_args(tp))
+            elif tp in (int, float): fits, expected = isinstance(v, Integral if tp is int else Real) and least <= v < math.inf, f'a {"whole " * (tp is int)}number ≥ {least}'
+            else: fits, expected = isinstance(v, tp), {bool: 'true or false', str: 'a name'}[tp]
+            if not fits: raise SettingsError(f'[inference] {name} = {v!r}: expected {expected}')
     @property
     def blocks(self) -> int:
         "Of the cache; of settings that are `fitted`, as `room`"
@@ -62,7 +71,9 @@ def make_cache(
 ) -> PagedCache:
     "An empty cache for a model's keys and values"
     p = next(model.parameters())
-    return PagedCache(model.cfg, blocks or s.blocks, s.block_size, p.dtype, p.device, kind='model' if s.kv == 'auto' else s.kv)
+    new = lambda n: PagedCache(model.cfg, n, s.block_size, p.dtype, p.device, kind='model' if s.kv == 'auto' else s.kv)
+    try: return new(blocks or s.blocks)
+    except (RuntimeError, MemoryError, OverflowError): raise UserError(f"[inference] cache_tokens = {s.cache_tokens}: a cache of {human(s.cache_tokens * new(1).bytes_per_token, 'B')} has no room on {p.device}; make it smaller, or set kv = int8") from None
 
 def fitted(
     s: EngineSettings,

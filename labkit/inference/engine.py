@@ -12,6 +12,7 @@ import itertools, threading, time, torch
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
+from operator import index
 from pathlib import Path
 from fastcore.basics import patch
 from ..core.device import pick_device, set_threads
@@ -22,7 +23,7 @@ from .adapters import Adapters
 from .backend import EngineSettings, complete, fitted, make_cache, make_guesser, make_runner, open_parts, open_weights, start_split
 from .prefix import PrefixCache
 from .quantize import QuantizedLinear, linears
-from .request import Delta, Job, Journal, Output, PromptTooLong, RequestFailed, prompt_ids, replay
+from .request import Delta, Job, Journal, Output, PromptTooLong, RequestFailed, check_place, prompt_ids, replay, several
 from .runner import reach
 from .sampling import Choice, NotFinite, check_sampling, choose, likeliest, with_logprobs
 from .scheduler import Preemption, Request, Scheduler, Work
@@ -30,6 +31,8 @@ from .score import Scorer, pair_ids, parts
 
 # %% ../../nbs/5_inference/27_engine.ipynb #ba3b1f79
 _all_ = ['Delta', 'EngineSettings', 'Output', 'PromptTooLong', 'RequestFailed', 'replay'] # what its users need of the modules before
+def _closed(*args): raise UserError('this engine is closed; open the model again')
+
 class Engine:
     "Continuous batching over a paged cache; an `LM` that is safe to use from several threads"
     def __init__(self,
@@ -68,8 +71,10 @@ class Engine:
     def _alone(self, what):
         if self._split: raise UserError(f'{what}: not with tensor_parallel = {self.settings.tensor_parallel}; open the model in one process for it')
     def close(self) -> None:
-        "End the other processes, if there are any, and the journal"
+        "End what still runs, the other processes, if there are any, and the journal"
         with self._lock:
+            self._ids_of = _closed
+            self._leave(list(self._jobs.values()))
             if self._split: self._wait(); self._split.close(); self._split = None
             if self._journal: self._journal.file.close()
 
@@ -92,13 +97,14 @@ def open(cls: Engine,
 
 # %% ../../nbs/5_inference/27_engine.ipynb #aaa18560
 @patch
-def _new_job(self: Engine, prompt, params: Sampling, outbox: deque | None = None, whole: bool = False, adapter: str | None = None, **more) -> Job:
+def _new_job(self: Engine, prompt, params: Sampling, outbox: deque | None = None, whole: bool = False, priority: int = 0, session: str | None = None, adapter: str | None = None) -> Job:
     check_sampling(params, self._model.cfg.vocab_size)
+    check_place(priority, session, adapter, self.prefix is not None)
     if adapter:
         with self._lock: self.adapters.acquire(adapter); self.adapters.release(adapter) # is it there?
     ids = self._ids_of(prompt)
     with self._intake: id, seed = next(self._ids), int(torch.randint(2**62, (), generator=self._seeds))
-    r = Request(id, ids, params, min(params.max_tokens, self.capacity - len(ids)), seed=seed if params.seed is None else params.seed, adapter=adapter, **more)
+    r = Request(id, ids, params, min(params.max_tokens, self.capacity - len(ids)), seed=seed if params.seed is None else params.seed, priority=priority, session=session, adapter=adapter)
     return Job(r, self.tokenizer, outbox, whole)
 
 @patch
@@ -118,7 +124,7 @@ def abort(self: Engine,
     id: int, # the request; unknown and finished ones are ignored
 ) -> None:
     "Stop a request; the next step ends it with `finish_reason` abort and frees its blocks"
-    self._aborts.append(id)
+    self._aborts.append(index(id))
 
 @patch
 def _take_in(self: Engine):
@@ -168,15 +174,17 @@ def _advance(self: Engine, job: Job, logits: torch.Tensor, work: Work, greedy: i
     try:
         if work.guess: choices = verify(logits, work.guess, r.params, job.generator, r.tokens, grammar, r.prompt, ends)
         else: choices = [choose(logits[0], r.params, r.tokens, job.generator, greedy, r.prompt, ends, None if grammar is None else grammar.mask(torch.zeros(logits.shape[1], dtype=torch.bool)))]
-    except UserError as e: return self._end(job, 'error', error=e)  # scores that are no numbers, a grammar that grew too large
+    except Exception as e: return self._end(job, 'error', error=e)  # scores that are no numbers, a grammar that grew too large: nobody else's business
     work.advance(len(choices) - 1)                                  # what was guessed wrongly is written over
     self._counts['guessed'] += len(work.guess); self._counts['accepted'] += len(choices) - 1
     for c in choices:
         if not job.done: self._take(job, c)
 
 @patch
-def _choose_there(self: Engine, jobs: Sequence[Job], logits: torch.Tensor):
+def _choose_there(self: Engine, work: Sequence[Work], logits: torch.Tensor):
     "The device chooses, so that a request draws the same tokens whether or not somebody in the batch needs the scores here"
+    for w in work: w.advance()
+    if not (jobs := [self._jobs[w.request.id] for w in work if w.wants]): return
     params, raw = self.runner.params, logits.clone() if any(j.request.params.logit_bias for j in jobs) else logits
     for j, row in zip(jobs, raw):
         for token, bias in j.request.params.logit_bias: row[token] += bias
@@ -190,9 +198,12 @@ def _choose_there(self: Engine, jobs: Sequence[Job], logits: torch.Tensor):
 
 @patch
 def _logits(self: Engine, work: Sequence[Work]) -> torch.Tensor: # (wanted, V)
-    "The step's logits; rows with an adapter go through the model itself"
-    if not any(w.request.adapter for w in work): return self.runner(work)
-    with self.adapters.use([w.request.adapter for w in work for _ in range(w.n)]): return self.plain(work)
+    "The step's logits; parts with an adapter go through the model itself, and the others get what they would get alone"
+    if not (own := [w for w in work if w.request.adapter]): return self.runner(work)
+    with self.adapters.use([w.request.adapter for w in own for _ in range(w.n)]): logits = self.plain(own)
+    if not (rest := [w for w in work if not w.request.adapter]): return logits
+    out = {id(w): part for group, l in ((own, logits), (rest, self.runner(rest))) for w, part in zip(group, l.split([w.wants for w in group]))}
+    return torch.cat([out[id(w)] for w in work])
 
 @patch
 def _compute(self: Engine, work: Sequence[Work]):
@@ -202,12 +213,11 @@ def _compute(self: Engine, work: Sequence[Work]):
         if len(work) == 1: return self._end(self._jobs[work[0].request.id], 'error', error=e)
         for w in work: self._compute([w])
         return
-    for w in work: w.advance()
-    if not len(logits): return
-    if hasattr(self.runner, 'params') and self.guesser is None: return self._choose_there([self._jobs[w.request.id] for w in work if w.wants], logits)
-    best, at = likeliest(logits), 0
-    for w in work:
+    if hasattr(self.runner, 'params') and self.guesser is None: return self._choose_there(work, logits)
+    best, at = likeliest(logits) if len(logits) else [], 0
+    for w in work:                                                  # each counts as computed when its token is chosen: Ctrl-C between two leaves the rest to the next step
         if w.wants: self._advance(self._jobs[w.request.id], logits[at:at + w.wants], w, best[at])
+        else: w.advance()
         at += w.wants
 
 # %% ../../nbs/5_inference/27_engine.ipynb #777ebf47
@@ -295,7 +305,7 @@ def generate(self: Engine,
     **more,                                 # priority, adapter: see `add`
 ) -> list[Completion]:
     "Continue each prompt, all of them in one batch; raises `RequestFailed`"
-    jobs = [self._new_job(p, params, whole=True, **more) for p in prompts]
+    jobs = [self._new_job(p, params, whole=True, **more) for p in several(prompts)]
     self._inbox.extend(jobs)
     try:
         while not all(j.done for j in jobs): self._step()
@@ -336,6 +346,7 @@ def token_scores(self: Engine,
 ) -> list[tuple[float, bool, dict]]: # of every token but the first: log-probability in nats, is it greedy, the likeliest alternatives
     "How likely each token of a given text is after those before it"
     first, *rest = self._ids_of(ids)
+    if not 0 <= top <= self._model.cfg.vocab_size: raise UserError(f'top = {top}: expected 0 to {self._model.cfg.vocab_size}, the tokens that there are')
     with self._lock:
         self._wait()
         return self.score([([first], [rest])], top)[0][0] if rest else []
@@ -347,13 +358,14 @@ def embed(self: Engine,
 ) -> torch.Tensor:                        # (n, D) float32, each of length 1
     "Mean of the last layer's states over each text"
     self._alone('embed')
-    rows, alike = [self._ids_of(t) for t in texts], {}
+    rows, alike = [self._ids_of(t) for t in several(texts)], {}
     out = torch.empty(len(rows), self.model.cfg.dim)
     for i, ids in enumerate(rows): alike.setdefault(len(ids), []).append(i)           # texts of one length together: nothing is padded
     for n, same in alike.items():
         for part in torch.tensor(same).split(max(1, self.settings.step_tokens // n)):
             with self._lock: h = self.model.hidden(torch.tensor([rows[i] for i in part], device=self.cache.k.device)).float().mean(1)
             out[part] = torch.nn.functional.normalize(h, dim=-1).cpu()
+    if not out.isfinite().all(): raise NotFinite('the model returned NaN or infinite states')
     return out
 
 # %% ../../nbs/5_inference/27_engine.ipynb #7e8f21a2
