@@ -6,7 +6,8 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/cpu_step.html.md"""
 
 # %% auto #0
 __all__ = ['ROUNDS', 'STEPS', 'STOP', 'COUNTERS', 'HIDDEN', 'CHUNK', 'FEW', 'serve', 'barrier', 'share', 'attend_part',
-           'attend_many', 'prepare', 'heads_part', 'attention_part', 'join_parts', 'add_part', 'feed_forward_part']
+           'attend_many', 'prepare', 'heads_part', 'attention_part', 'join_parts', 'add_part', 'feed_forward_part',
+           'prepare_for']
 
 # %% ../../nbs/5_inference/16_cpu_step.ipynb #6dc76995
 import math
@@ -319,6 +320,13 @@ def feed_forward_part(mm, t, nt, mats, y, room, gate, up):
         matmul_at(mm, m, r0, r1, x, xs, o.ctypes.data, o.strides[0], len(y))
     for b in range(len(y)): silu_times((gate[b, r0:].ctypes.data, up[b, r0:].ctypes.data, r1 - r0))
 
+@njit(nogil=True, error_model='numpy')
+def prepare_for(lo, hi, ms, y, room):
+    "Rows lo … hi of y in the form that the first packed one of several matrices reads; the others read the same"
+    for j in range(len(ms)):
+        if ms[j, 0]: prepare(lo, hi, ms[j], y, room); break
+
+
 # %% ../../nbs/5_inference/16_cpu_step.ipynb #4afee53f
 FEW = 4 # rows: up to so many, each thread prepares all of them for itself rather than wait for the others
 
@@ -346,8 +354,7 @@ def _serve(t, nt, sync, seen, patience, mm, job, ids, pos, seq, tables, want, ta
         for layer in range(mats.shape[0]):
             m = mats[layer]
             for b in range(lo, hi): norm_row(x[b], norms[layer, 0], eps, y[b])
-            for j in range(3):
-                if m[j, 0] and (j == 0 or not m[:j, 0].any()): prepare(lo, hi, m[j], y, room)
+            prepare_for(lo, hi, m[:3], y, room)
             if not alone: barrier(sync, nt)
             heads_part(mm, t, nt, layer, m, y, room, q, kv_new, bias[layer], qk_norm[layer], has_norm, eps, cos, sin, pos, seq, tables, kv, side)
             barrier(sync, nt)
@@ -359,8 +366,7 @@ def _serve(t, nt, sync, seen, patience, mm, job, ids, pos, seq, tables, want, ta
             add_part(mm, t, nt, m[3], a, s, x, buf, bias[layer, 3])
             barrier(sync, nt)
             for b in range(lo, hi): norm_row(x[b], norms[layer, 1], eps, y[b])
-            for j in range(4, 6):
-                if m[j, 0] and (j == 4 or not m[4, 0]): prepare(lo, hi, m[j], y, room)
+            prepare_for(lo, hi, m[4:6], y, room)
             if not alone: barrier(sync, nt)
             feed_forward_part(mm, t, nt, m, y, room, gate, up)
             barrier(sync, nt)
