@@ -219,3 +219,10 @@ def test_shipped_results_are_true():
 def test_held_out_questions_are_not_in_training():
     asked = lambda name: {c['messages'][0]['content'] for c in load_chats(samples(name))}
     assert not asked('instructions.jsonl') & asked('instructions_heldout.jsonl') and len(asked('instructions.jsonl')) >= 150
+
+@pytest.mark.parametrize('messages', ['hi', [{'content': 'hi'}], ['hi'], [{'role': None, 'content': 'x'}]])
+def test_what_is_no_conversation_says_so(backend, messages):
+    with pytest.raises(TemplateError, match="'role'"): encode_prompt(messages, with_template(backend, CHATML))
+
+def test_half_a_surrogate_pair_says_so(backend):
+    with pytest.raises(TemplateError, match='surrogate'): encode_prompt([{'role': 'user', 'content': 'a\udcffb'}], with_template(backend, CHATML))

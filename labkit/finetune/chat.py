@@ -196,8 +196,11 @@ def encode_prompt(
     add_generation_prompt: bool = True,   # as for `render`
 ) -> list[int]:
     "Ids of the rendered conversation; a marker such as `<|im_end|>` written inside a message stays text and can't forge a turn"
+    if isinstance(messages, str) or not all(isinstance(m, dict) and isinstance(m.get('role'), str) for m in messages): raise TemplateError(f"messages are a list of {{'role': …, 'content': …}}, not {messages!r:.80}")
     marks = _markers(tokenizer)
     text = render(_shield(messages, marks), tokenizer, _shield(tools, marks), add_generation_prompt)
+    try: text.encode()
+    except UnicodeEncodeError as e: raise TemplateError(f'a message is not Unicode: half a surrogate pair in {text[max(0, e.start - 20):e.end + 20]!r}') from None
     return _encode_shielded(text, marks, tokenizer)[0]
 
 # %% ../../nbs/4_finetune/01_chat.ipynb #9cc30378

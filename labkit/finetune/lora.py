@@ -163,8 +163,11 @@ def load_lora_config(
     try: d = json.loads(file.read_text(encoding='utf-8'))
     except FileNotFoundError: raise UserError(f'{path}: no adapter here (adapter_config.json is missing)') from None
     except (ValueError, OSError) as e: raise UserError(f'{file}: cannot be read: {e}') from None
+    if not isinstance(d, dict): raise UserError(f'{file}: expected an object, found {type(d).__name__}')
     if d.get('peft_type') != 'LORA': raise UserError(f"{file}: peft_type is {d.get('peft_type')!r}; only LORA is supported")
     if bad := [k for k, v in UNSUPPORTED.items() if d.get(k, v) not in (v, None)]: raise UserError(f"{file}: {bad[0]} = {d[bad[0]]!r} is not supported")
+    for key, kind, expected in (('r', int, 'a whole number'), ('lora_alpha', (int, float), 'a number'), ('target_modules', (str, list), 'names of layers')):
+        if not isinstance(d.get(key), kind): raise UserError(f'{file}: {key} = {d.get(key)!r}; expected {expected}')
     targets = d['target_modules']
     return LoraConfig(d['r'], d['lora_alpha'], d.get('lora_dropout', 0.), tuple(targets) if isinstance(targets, list) else (targets,), d.get('use_rslora', False), len(d.get('layers_to_transform') or ()))
 

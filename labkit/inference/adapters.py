@@ -40,7 +40,9 @@ def read_adapter(
     for key, t in read_tensors(folder/'adapter_model.safetensors'):
         name, which = _layer_name(key)
         pairs.setdefault(name, {})[which] = t.float()
+    if not pairs: raise AdapterError(f'{folder}: the adapter changes no layer')
     for name, p in pairs.items():
+        if any(t.dim() != 2 for t in p.values()): raise AdapterError(f'{folder}: {name} is no matrix')
         if set(p) != {'A', 'B'}: raise AdapterError(f'{folder}: {name} lacks A or B')
         if p['A'].shape[0] != cfg.rank or p['B'].shape[1] != cfg.rank: raise AdapterError(f"{folder}: rank of {name} is {p['A'].shape[0]}, the configuration says {cfg.rank}")
     return cfg.rank, {n: (p['A'], cfg.scaling*p['B'].T.contiguous()) for n, p in pairs.items()}

@@ -174,7 +174,7 @@ def open_weights(
 ) -> tuple:                     # `Transformer`, `Tokenizer`, packed weights for the compiled step by name
     "A model from disk, with its weights as the settings want them"
     compiled, packed = dev.name == 'cpu' and s.backend != 'torch', {}
-    if compiled: from labkit.inference.cpu_runner import open_packed, packed_w4
+    if compiled: from labkit.inference.cpu_runner import open_packed, packed_layers
     if compiled and dev.torch_dtype == torch.float32 and (file := gguf_file(name)): model, tokenizer, packed = open_packed(file)
     elif quantization_of(name):
         from labkit.inference.formats import open_quantized
@@ -184,7 +184,7 @@ def open_weights(
         load_adapter(complete(model), adapter)
         merge_lora(model); packed = {}
     if s.weights != 'auto' and not linears(model, QuantizedLinear): quantize_model(complete(model), scheme=s.weights)
-    if compiled and (ours := packed_w4(model)): packed = {n: p for n, p in packed.items() if 'layers.' not in n} | ours
+    if compiled and linears(model, QuantizedLinear): packed = {n: p for n, p in packed.items() if 'layers.' not in n} | packed_layers(model)
     return model.requires_grad_(False), tokenizer, packed
 
 def open_parts(

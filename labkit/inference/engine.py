@@ -189,6 +189,7 @@ def _choose_there(self: Engine, work: Sequence[Work], logits: torch.Tensor):
     for j, row in zip(jobs, raw):
         for token, bias in j.request.params.logit_bias: row[token] += bias
         if j.constraint is None: continue
+        if j.constraint.done: params.min_tokens[j.request.row] = 0  # a text that must end ends
         try: params.allow(j.request.row, j.constraint.words())
         except UserError as e: j.error = e                          # the grammar grew too large
     rows = torch.tensor([j.request.row for j in jobs], dtype=torch.int32, device=logits.device)

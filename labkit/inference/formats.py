@@ -175,11 +175,14 @@ MANUAL = "Python's reference manual"
 def _text(path: Path | None) -> str:
     "A text file, or the manual; raises `UserError`"
     from pydoc_data.topics import topics
-    try: return path.read_text(encoding='utf-8') if path else '\n'.join(t for _, t in sorted(topics.items()))
+    try: text = path.read_text(encoding='utf-8') if path else '\n'.join(t for _, t in sorted(topics.items()))
     except (OSError, UnicodeDecodeError) as e: raise UserError(f'{path}: cannot be read as UTF-8 text: {e}') from None
+    if not text.strip(): raise UserError(f'{path} holds no text')
+    return text
 
 def _check(s: QuantizeSettings) -> None:
     "Raises `UserError` for what would fail after minutes of work"
+    if small := [f'--{k} {v}' for k in ('group', 'windows', 'window') if (v := getattr(s, k)) < 1]: raise UserError(f'{small[0]}: expected a whole number ≥ 1')
     if s.method in ('int8', 'fp8') and s.format != 'labkit': raise UserError(f'format {s.format} holds 4-bit weights; {s.method} needs --format labkit')
     if done := quantization_of(s.model): raise UserError(f"{s.model} is quantized already ({done.get('quant_method')}); start from the original weights")
     if s.out.exists() and not (s.out.is_dir() and (not any(s.out.iterdir()) or quantization_of(s.out))): raise UserError(f'{s.out} holds something else than a quantized model; name another folder with --out')

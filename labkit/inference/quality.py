@@ -73,8 +73,8 @@ def quality(
     return [row | dict(errors=layer_errors(model, small, ids)) for small, row in measured]
 
 def _measure(name, model, tokenizer, text, kv, max_tokens, decode_tokens) -> dict:
-    from labkit.inference.cpu_runner import packed_w4
-    engine = Engine(model, tokenizer, EngineSettings(kv=kv or 'auto', cache_tokens=1024), packed=packed_w4(model))
+    from labkit.inference.cpu_runner import packed_layers
+    engine = Engine(model, tokenizer, EngineSettings(kv=kv or 'auto', cache_tokens=1024), packed=packed_layers(model))
     ppl = perplexity(model, tokenizer, text, max_tokens=max_tokens, attention=kv_attention(model.attention, kv) if kv else None)
     speed = decode_speed(engine, tokenizer.encode(text)[:32], decode_tokens)
     return dict(scheme=name, perplexity=ppl, weight_mb=model_bytes(model) / 1e6, kv_bytes_per_token=engine.cache.bytes_per_token, tokens_per_s=speed, backend=engine.runner.name)

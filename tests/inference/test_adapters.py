@@ -1,7 +1,9 @@
 "Adapters beside a model: the same numbers as merged models, loaded and dropped at any time"
+import shutil
 import pytest, torch
 from pathlib import Path
 from interpreted import assert_said, on_gpu
+from labkit.core.settings import UserError
 from labkit.finetune.lora import LoraConfig, add_lora, load_adapter, lora_layers, merge_lora, save_adapter
 from labkit.inference.adapters import AdapterError, Adapters, read_adapter
 from labkit.inference.quantize import W4Linear, linears, quantize_model, twin
@@ -119,11 +121,23 @@ def test_adapters_of_another_model_change_nothing(model, adapters, tmp_path):
     assert adapters.nbytes == before and name not in adapters.loaded
 
 def test_damaged_folders(folders, tmp_path):
-    import shutil
     with pytest.raises(Exception, match='no adapter here'): read_adapter(tmp_path)
     shutil.copytree(folders['a'], tmp_path/'a'); file = tmp_path/'a/adapter_model.safetensors'
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(Exception, match='not a whole safetensors file'): read_adapter(tmp_path/'a')
+
+@pytest.mark.parametrize('config, said', [('[]', 'expected an object'), ('{"peft_type": "LORA", "r": 2, "lora_alpha": null, "target_modules": ["q_proj"]}', 'lora_alpha'), ('{"peft_type": "LORA", "lora_alpha": 2, "target_modules": ["q_proj"]}', 'r = None')])
+def test_configurations_that_are_none(folders, tmp_path, config, said):
+    shutil.copytree(folders['a'], tmp_path/'a'); (tmp_path/'a/adapter_config.json').write_text(config)
+    with pytest.raises(UserError, match=said): read_adapter(tmp_path/'a')
+
+def test_tensors_that_are_no_adapter(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(folders['a'], tmp_path/'a'); file = tmp_path/'a/adapter_model.safetensors'
+    save_file({k: v.flatten() for k, v in load_file(file).items()}, file)
+    with pytest.raises(AdapterError, match='no matrix'): read_adapter(tmp_path/'a')
+    save_file({}, file)
+    with pytest.raises(AdapterError, match='changes no layer'): read_adapter(tmp_path/'a')
 
 CHECKS = Path(__file__).with_name('adapter_kernels.py')
 

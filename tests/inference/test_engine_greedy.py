@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest, torch
 from labkit.core.lm import Sampling
 from labkit.corpus.tokens import train_tokenizer
-from labkit.inference.cpu_runner import packed_w4, unsupported
+from labkit.inference.cpu_runner import packed_layers, unsupported
 from labkit.inference.engine import Engine, EngineSettings
 from labkit.inference.quantize import quantize_model
 from labkit.model.checkpoint import save_model
@@ -88,8 +88,8 @@ def bits(e, prompts): return [(c.tokens, c.logprobs) for c in e.generate(prompts
 @pytest.mark.parametrize('changes', [dict(step_tokens=16), dict(block_size=32), dict(prefix=False), dict(max_batch=3), dict(cache_tokens=320)])
 def test_the_compiled_step_gives_the_same_bits_in_any_company(changes):
     "On 4-bit weights everything goes through the compiled step: batch, chunks, blocks, sharing and preemption change no bit"
-    alone = [bits(engine(W4, packed_w4(W4), backend='numba', max_batch=1, prefix=False), [p])[0] for p in PROMPTS]
-    e = engine(W4, packed_w4(W4), **{**dict(backend='numba'), **changes})
+    alone = [bits(engine(W4, packed_layers(W4), backend='numba', max_batch=1, prefix=False), [p])[0] for p in PROMPTS]
+    e = engine(W4, packed_layers(W4), **{**dict(backend='numba'), **changes})
     assert e.runner.packed
     assert bits(e, CROWD)[:3] == alone
     assert bits(e, PROMPTS) == alone

@@ -283,3 +283,11 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
         with pytest.raises(UserError, match='cannot be written.*nothing half-written'): save_as(quantize_model(tiny(), 32), tmp_path/'q', 'gptq')
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit); signal.signal(signal.SIGXFSZ, handler)
     assert (tmp_path/'q'/'model.safetensors').read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ['q']
+
+@pytest.mark.parametrize('args, said', [(['--windows', '0'], '--windows 0'), (['--window', '0'], '--window 0'), (['--group', '-8'], '--group -8')])
+def test_counts_below_one_are_refused_before_any_work(tmp_path, args, said):
+    with pytest.raises(UserError, match=said): main(['smollm2-135m-instruct', '--out', str(tmp_path/'q'), *args])
+
+def test_an_empty_calibration_text_is_refused(tmp_path):
+    (tmp_path/'t.txt').write_text(' \n')
+    with pytest.raises(UserError, match='holds no text'): main(['smollm2-135m-instruct', '--out', str(tmp_path/'q'), '--calibrate', str(tmp_path/'t.txt')])
