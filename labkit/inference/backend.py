@@ -196,6 +196,6 @@ def open_parts(
 ):                # see `open_split`
     "A model that is cut over several processes"
     from labkit.inference.ranks import open_split
-    if adapter: raise UserError('an adapter cannot be merged into a model that is cut into parts; merge it first with `labkit export`')
+    if adapter: raise UserError('an adapter cannot be merged into a model that is cut into parts; merge it first with `merge_lora` and save the model')
     gpu = dev.name != 'cpu'
     return open_split(name, s.tensor_parallel, 'cuda' if gpu else 'cpu', dev.torch_dtype, threads, s.weights, gpu)

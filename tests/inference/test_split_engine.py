@@ -58,7 +58,7 @@ def test_what_cannot_be_opened(folder, closed, settings, word):
     assert not torch.distributed.is_initialized()
 
 def test_no_adapter_is_merged_into_parts(folder):
-    with pytest.raises(UserError, match='merge it first with `labkit export`'): Engine.open(folder, adapter='somewhere', run=RunSettings(device='cpu'), settings=EngineSettings(tensor_parallel=2))
+    with pytest.raises(UserError, match='merge it first with `merge_lora`'): Engine.open(folder, adapter='somewhere', run=RunSettings(device='cpu'), settings=EngineSettings(tensor_parallel=2))
 
 def test_a_gpu_for_each(folder, closed, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
