@@ -57,12 +57,12 @@ def test_truncated_weights_are_refused(tmp_path):
     f = tmp_path/'q'/'model.safetensors'; f.write_bytes(f.read_bytes()[:2000])
     with pytest.raises(UserError): load_quantized(tmp_path/'q')
 
-@pytest.mark.parametrize('scheme', ['w4', 'int8'])
-def test_both_backends_agree_on_quantized_layers(scheme):
+@pytest.mark.parametrize('scheme, apart', [('w4', .05), ('int8', .1)])
+def test_both_backends_agree_on_quantized_layers(scheme, apart):
     from labkit.inference.cpu_runner import packed_layers
     q, P = quantize_model(tiny(), scheme=scheme), Sampling(max_tokens=8, ignore_eos=True, logprobs=0)
     fast, plain = (Engine(q, TOKENIZER, EngineSettings(backend=b, cache_tokens=256), packed=packed_layers(q)).generate(['hello'], P)[0] for b in ('numba', 'torch'))
-    assert fast.logprobs == pytest.approx(plain.logprobs, abs=.1) # the compiled step rounds activations to 8 bits
+    assert fast.logprobs == pytest.approx(plain.logprobs, abs=apart) # the compiled step rounds activations to 8 bits
 
 def test_perplexity_of_a_model_that_knows_nothing():
     class Flat(torch.nn.Module):
