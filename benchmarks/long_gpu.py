@@ -1,9 +1,9 @@
 """Long context on one GPU: a prompt of 204,800 tokens read in chunks, then the time of a token at several lengths, with keys and values in 8, 4 and 16 bits.
 
 python benchmarks/long_gpu.py                                             internlm2-7b's shape in bfloat16; about two minutes on an H100
-python benchmarks/long_gpu.py --tokens 1000000 --kv int4 --seconds 600    a million positions, as far as memory and time allow
+python benchmarks/long_gpu.py --tokens 1000000 --kv int4 --pretend        tokens written a million positions on, nothing read before: half a minute
 python benchmarks/long_gpu.py --shape lab-1m --device cpu --tokens 2000 --chunk 256     the script's logic, without a GPU
-Weights are random and made on the device; dynamic NTK scaling carries the positions beyond the trained length. The prompt is really read with the first kind of cache only;
+Weights are random and made on the device; dynamic NTK scaling carries the positions beyond the trained length. The prompt is really read with the first kind of cache only (not with --pretend);
 for the time of a token the cache is filled with random numbers and declared to be the prompt's, since the time does not depend on them. The last line is one JSON object."""
 import argparse, gc, json, statistics, sys, time
 from pathlib import Path
@@ -90,10 +90,15 @@ def scheme(model, tokenizer, kv: str, read: bool, a) -> dict:
     if a.device == 'cuda': torch.cuda.empty_cache(); torch.cuda.reset_peak_memory_stats()
     return out
 
+def finish(row: dict, out: Path | None) -> None:
+    if out: out.write_text(json.dumps(row, indent=1) + '\n')
+    print(json.dumps({k: v for k, v in row.items() if k != 'schemes'}))
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--shape', default='internlm2-7b'); p.add_argument('--device', default='cuda'); p.add_argument('--backend', default='auto'); p.add_argument('--tokens', type=int, default=204_800)
     p.add_argument('--kv', default='int8,int4,auto'); p.add_argument('--chunk', type=int, default=8192); p.add_argument('--block', type=int, default=64); p.add_argument('--rope-factor', type=float, default=0.)
+    p.add_argument('--pretend', action='store_true', help='read no prompt, only write at several lengths')
     p.add_argument('--seconds', type=float, default=140., help='reading ends and no new kind of cache is begun after so many seconds'); p.add_argument('--out', type=Path, default=None)
     a = p.parse_args()
     a.start, cfg = time.perf_counter(), preset(a.shape)
@@ -102,17 +107,18 @@ def main() -> None:
     row = dict(shape=a.shape, trained=cfg.max_seq_len, rope=cfg.rope_scaling.kind if cfg.rope_scaling else f'dynamic {a.rope_factor:g}', weight_bytes=sum(p.nbytes for p in model.parameters()),
                device=torch.cuda.get_device_name() if a.device == 'cuda' else 'CPU', device_bytes=torch.cuda.get_device_properties(0).total_memory if a.device == 'cuda' else None,
                torch=torch.__version__, date=time.strftime('%Y-%m-%d'), chunk=a.chunk, block=a.block, schemes={})
-    out = a.out or (RESULT if a.device == 'cuda' else None)
+    out = a.out or (RESULT if a.device == 'cuda' and not a.pretend else None)
     for kv in a.kv.split(','):
         if time.perf_counter() - a.start > a.seconds: print(f'{a.seconds} s are over: KV {kv} is left out'); continue
-        try: row['schemes'][kv] = scheme(model, tokenizer, kv, kv == a.kv.split(',')[0], a)
+        try: row['schemes'][kv] = scheme(model, tokenizer, kv, kv == a.kv.split(',')[0] and not a.pretend, a)
         except Exception as e: row['schemes'][kv] = dict(error=f'{type(e).__name__}: {str(e)[:300]}', rows=[]); print(row['schemes'][kv])
         if out: out.write_text(json.dumps(row, indent=1))
     first = row['schemes'].get(a.kv.split(',')[0], {})
+    last = {k: s['rows'][-1]['decode_ms'] for k, s in row['schemes'].items() if s['rows']}
+    if a.pretend: return finish(row | dict(claim=f'ms of a token of {a.shape} after {a.tokens:,} positions on one GPU, by kind of cache', value=last, unit='ms'), out)
     n = first.get('prefill', {}).get('tokens', 0)
     row |= dict(claim=f"tokens of one prompt that {a.shape} has read on one GPU, KV {first.get('kv')}", value=n, unit='tokens', bar=200_000, holds=n >= 200_000, spread=[n, n], prefill_s=first.get('prefill', {}).get('seconds'),
-                decode_ms={k: s['rows'][-1]['decode_ms'] for k, s in row['schemes'].items() if s['rows']})
-    if out: out.write_text(json.dumps(row, indent=1))
-    print(json.dumps({k: v for k, v in row.items() if k != 'schemes'}))
+                decode_ms=last)
+    finish(row, out)
 
 if __name__ == '__main__': main()
