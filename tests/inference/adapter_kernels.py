@@ -1,24 +1,28 @@
 """The kernels of adapters against plain torch, in a process of its own: Triton reads TRITON_INTERPRET when it is imported. `python adapter_kernels.py DEVICE`"""
 import sys, torch
-from labkit.inference.adapters import Pool, lora_delta
+from labkit.inference.adapters import Adapter, Pool, Step, add_delta
 
 def check(device, dtype, tol, N, wide, tall, ranks, parts, seed=0):
     g = torch.Generator().manual_seed(seed)
     rnd = lambda *s: torch.randn(*s, generator=g).to(device, dtype)
-    pool, starts = Pool(wide, tall, dtype, device), [sum(ranks[:i]) for i in range(len(ranks))]
-    for i, (s, r) in enumerate(zip(starts, ranks)): pool.put(s, rnd(r, wide)/wide**.5, rnd(r, tall), i)
+    pool, used = Pool(wide, tall, dtype, device), []
+    for i, r in enumerate(ranks):
+        used.append(Adapter(str(i), sum(ranks[:i]), r))
+        pool.put(used[i].start, rnd(r, wide)/wide**.5, rnd(r, tall), str(i))
     x, index = rnd(N, wide), torch.randint(-1, len(ranks), (N,), generator=g)
     index[0] = -1
     want = torch.zeros(N, tall, device=device)
-    for row, a in enumerate(index.tolist()):
-        if a >= 0: want[row] = x[row].float() @ pool.A[starts[a]:starts[a] + ranks[a]].float().T @ pool.B[starts[a]:starts[a] + ranks[a]].float()
-    int32 = lambda v: torch.tensor(v, dtype=torch.int32, device=device)
-    args = (x, pool.A, pool.B, index.int().to(device), int32(starts), int32(ranks), max(ranks))
-    got = lora_delta(*args, parts=parts)
-    assert got.dtype == torch.float32 and (got - want).abs().max() <= tol*want.abs().max(), (got - want).abs().max()
+    for row, i in enumerate(index.tolist()):
+        own = slice(used[i].start, used[i].start + used[i].rank)
+        if i >= 0: want[row] = x[row].float() @ pool.A[own].float().T @ pool.B[own].float()
+    table = torch.tensor([(a.start, a.rank) for a in used], dtype=torch.int32).T.contiguous()
+    step = Step(used, index.int().to(device), table.to(device), [])
+    got = torch.zeros(N, tall, device=device)
+    add_delta(x, pool, step, got, parts)
+    assert (got - want).abs().max() <= tol*want.abs().max(), (got - want).abs().max()
     assert not got[index < 0].any()
     wider = torch.ones(N, tall + 32, device=device)                          # a slice of columns of something wider, as in q, k and v together
-    lora_delta(*args, out=wider[:, 16:16 + tall], parts=parts)
+    add_delta(x, pool, step, wider[:, 16:16 + tall], parts)
     assert (wider[:, 16:16 + tall] - 1 - want).abs().max() <= tol*want.abs().max() and (wider[:, :16] == 1).all() and (wider[:, 16 + tall:] == 1).all()
 
 def main(device):

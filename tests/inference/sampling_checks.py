@@ -2,8 +2,46 @@
 import sys, torch, traceback
 from types import SimpleNamespace
 from labkit.core.lm import Sampling
-from labkit.inference.gpu_sampling import RowParams, sample_rows, sample_rows_plain, uniform
+from labkit.inference.gpu_sampling import RowParams
 from labkit.inference.sampling import distribution
+
+def uniform(seed, position):
+    "Philox4x32-10 (Salmon et al. 2011), key = seed, counter = position: in [0, 1), a multiple of 2⁻²⁴"
+    M = 2**32 - 1
+    c, k = [position & M, 0, 0, 0], [seed & M, seed >> 32 & M]
+    for _ in range(10):
+        a, b = 0xD2511F53*c[0], 0xCD9E8D57*c[2]
+        c = [b >> 32 ^ c[1] ^ k[0], b & M, a >> 32 ^ c[3] ^ k[1], a & M]
+        k = [(k[0] + 0x9E3779B9) & M, (k[1] + 0xBB67AE85) & M]
+    return (c[0] >> 8)*2.**-24
+
+def adjusted(x, r, s):
+    "Scores of a row after penalties and masks"
+    n, bits = s.counts[r], s.allowed[r][:, None] >> torch.arange(32, device=x.device) & 1
+    x = torch.where(n > 0, torch.where(x > 0, x/s.repetition[r], x*s.repetition[r]), x)
+    x = torch.where(n > 1, x - s.presence[r] - s.frequency[r]*(n >> 1), x)
+    x = x.masked_fill(bits.flatten()[:len(x)] == 0, -torch.inf)
+    return x.index_fill(0, s.ends[s.ends >= 0].long(), -torch.inf) if s.position[r] < s.min_tokens[r] else x
+
+def kept(w, r, s):
+    "Weights of a row, zero where top-k, top-p or min-p leave a token out; ties go to the smaller id"
+    q, i = w.sort(descending=True, stable=True)
+    if 0 < s.top_k[r] < len(q): q[s.top_k[r]:] = 0
+    if s.top_p[r] < 1: q = torch.where(q.double().cumsum(0) - q < float(s.top_p[r])*q.double().sum(), q, 0)
+    return torch.zeros_like(w).scatter(0, i, torch.where(q >= s.min_p[r], q, 0))
+
+def sample_plain(logits, rows, s):
+    "The reference: one row after the other, sorted"
+    out = []
+    for x, r in zip(logits.float(), rows):
+        bad, x = x.isnan().any() or x.max() == torch.inf, adjusted(x, r, s)
+        if r < 0 or bad or x.max() == -torch.inf: out.append(0 if r < 0 else -1)
+        elif s.temperature[r] <= 0: out.append(int(x.argmax()))
+        else:
+            w = kept(((x - x.max())/s.temperature[r]).exp(), r, s)
+            cdf, u = w.double().cumsum(0), uniform(int(s.seed[r]), int(s.position[r]))
+            out.append(min(int(torch.searchsorted(cdf, u*cdf[-1], right=True)), int(w.nonzero()[-1])))
+    return out
 
 def some(n, V, g, device):
     "Rows of parameters of all kinds"
@@ -32,17 +70,17 @@ def same_tokens(device):
             s, x = some(12, V, g, device), scores(10, V, dtype, g).to(device)
             s.allowed[::3] = torch.randint(-2**31, 2**31 - 1, s.allowed[::3].shape, generator=g).int().to(device)
             rows = torch.randperm(12, generator=g)[:10]; rows[3] = -1
-            want, got = sample_rows_plain(x, rows.tolist(), s), s.sample(x, rows.int().to(device))
+            want, got = sample_plain(x, rows.tolist(), s), s.sample(x, rows.int().to(device))
             assert got.tolist() == want, (V, dtype, got.tolist(), want)
             assert want[3] == 0 and want[5] == want[6] == want[8] == -1 and want[7] != -1 and min(want) == -1, want
 
 def no_options(device):
-    "Without penalties, masks and ends"
+    "A model without tokens that end a text"
     g = torch.Generator().manual_seed(3)
-    s, x, out = some(9, 777, g, device), scores(9, 777, torch.float32, g).to(device), torch.empty(9, dtype=torch.int32, device=device)
-    sample_rows(x, out, torch.arange(9, device=device).int(), s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.position)
-    s.counts = s.allowed = s.ends = None
-    assert out.tolist() == sample_rows_plain(x, range(9), s)
+    s, x = RowParams(3, 777, device), scores(9, 777, torch.float32, g)[:3].to(device)
+    for row, p in enumerate((Sampling(min_tokens=5), Sampling(temperature=1., min_tokens=5), Sampling(temperature=1., top_k=3))): s.put(row, p, row)
+    out = torch.empty(3, dtype=torch.int32, device=device)
+    assert s.sample(x, torch.arange(3, device=device).int(), out).tolist() == sample_plain(x, range(3), s)
 
 def alone_or_together(device):
     "A request gets the same token in any row of any batch, from the same seed and position; another one from another position"
@@ -77,7 +115,7 @@ def right_distribution(device):
     for w in wishes:
         for r in range(n): s.put(r, w, seed=1000 + r)
         rows = x.to(device).expand(n, V)
-        drawn = s.sample(rows, torch.arange(n, device=device).int()).cpu() if device == 'cuda' else torch.tensor(sample_rows_plain(rows, range(n), s))
+        drawn = s.sample(rows, torch.arange(n, device=device).int()).cpu() if device == 'cuda' else torch.tensor(sample_plain(rows, range(n), s))
         seen = torch.bincount(drawn, minlength=V)
         p = distribution(x, w); often = p*n >= 5
         assert seen[p == 0].sum() == 0

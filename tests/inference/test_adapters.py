@@ -5,7 +5,7 @@ from pathlib import Path
 from interpreted import assert_said, on_gpu
 from labkit.core.settings import UserError
 from labkit.finetune.lora import LoraConfig, add_lora, load_adapter, lora_layers, merge_lora, save_adapter
-from labkit.inference.adapters import AdapterError, Adapters, read_adapter
+from labkit.inference.adapters import AdapterError, Adapters, delta, read_adapter
 from labkit.inference.quantize import W4Linear, linears, quantize_model, twin
 from labkit.model.config import preset
 from labkit.model.transformer import Transformer
@@ -51,16 +51,14 @@ def test_each_row_of_a_mixed_batch_equals_the_merged_model(model, folders, adapt
     for row, x, n in zip(got, ids, names): close(row, (merged(model, folders[n]) if n else model)(x[None])[0])
 
 @torch.inference_mode()
-def test_segments_and_mask_agree(model, adapters):
+def test_one_part_for_each_and_one_for_all_agree(model, adapters):
     names = ['wide'] * 20 + ['b'] * 20
-    step = adapters.plan(names)
-    assert step.segments is not None and adapters.plan(names[:1] + names[-1:]).segments is None and adapters.plan([None]) is None
-    x = torch.randn(1, 40, model.cfg.dim)
-    with adapters.use(names): one = model.layers[1].mlp.up_proj(x)
-    adapters._step = type(step)(step.adapters, step.index, None, step.rows, step.mask, step.table)
-    two, adapters._step = model.layers[1].mlp.up_proj(x), None
-    close(one, two)
-    assert not torch.allclose(one, model.layers[1].mlp.up_proj(x), atol=1e-3)
+    step, pool = adapters.plan(names), adapters._pools['layers.1.mlp.up_proj']
+    assert len(step.parts) == 2 and len(adapters.plan(names[:1] + names[-1:]).parts) == 1 and adapters.plan([None]) is None
+    x = torch.randn(40, model.cfg.dim)
+    each = delta(x, pool, step)
+    assert each.norm() > .1
+    close(each, torch.stack([delta(row[None], pool, adapters.plan([n]))[0] for row, n in zip(x, names)]))
 
 @torch.inference_mode()
 def test_base_weights_stay_and_hooks_go(model, folders):
