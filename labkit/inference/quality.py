@@ -79,25 +79,34 @@ def _measure(name, model, tokenizer, text, kv, max_tokens, decode_tokens) -> dic
     speed = decode_speed(engine, tokenizer.encode(text)[:32], decode_tokens)
     return dict(scheme=name, perplexity=ppl, weight_mb=model_bytes(model) / 1e6, kv_bytes_per_token=engine.cache.bytes_per_token, tokens_per_s=speed, backend=engine.runner.name)
 
+def _bars(ax, rows, values, colors, label):
+    "A group of bars for each scheme, a bar for each entry of `values`"
+    height = .8 / len(values)
+    for k, ((name, v), c) in enumerate(zip(values.items(), colors)):
+        bars = ax.barh([j + (k + .5) * height - .4 for j in range(len(rows))], v, height, color=c, label=name)
+        ax.bar_label(bars, fmt='%.3g', fontsize=8 if len(values) == 1 else 7, padding=2)
+    ax.set_yticks(range(len(rows)), [r['scheme'] for r in rows], fontsize=9)
+    ax.set_xlabel(label); ax.invert_yaxis(); ax.margins(x=.15); ax.grid(False, axis='y')
+    if len(values) > 1: ax.legend(fontsize=8, ncols=len(values), loc='lower center', bbox_to_anchor=(.5, 1))
+
 def quality_figure(
     rows: Sequence[dict], # from `quality`, or of `benchmarks/quantize_cpu.py`, whose perplexity is a dict by text
 ):
-    "Perplexity by text, size, speed where it was measured, and error by layer, side by side"
+    "Perplexity by text, size, speed where it was measured, and error by layer, in one figure"
     import matplotlib.pyplot as plt
     from labkit.core.plots import COLORS, set_style
     set_style()
-    bars = [(k, label) for k, label in (('weight_mb', 'weights (MB)'), ('tokens_per_s', 'decoding (tokens/s)')) if k in rows[0]]
-    fig, (first, *rest, last) = plt.subplots(1, len(bars) + 2, figsize=(3.2 * (len(bars) + 2), 3.2))
-    names, ppl = [r['scheme'] for r in rows], [r['perplexity'] if isinstance(r['perplexity'], dict) else {'': r['perplexity']} for r in rows]
-    for i, t in enumerate(ppl[0]):
-        wide = .8 / len(ppl[0])
-        first.bar_label(first.bar([j + i * wide for j in range(len(rows))], [p[t] for p in ppl], wide, label=t, color=COLORS[i]), fmt='%.3g', fontsize=7, rotation=0 if len(ppl[0]) == 1 else 90, padding=2)
-    first.set(ylabel='perplexity'); first.set_xticks([j + .4 - .4 / len(ppl[0]) for j in range(len(rows))], names)
-    if len(ppl[0]) > 1: first.legend(fontsize=7)
-    for ax, (key, label) in zip(rest, bars): ax.bar_label(ax.bar(names, [r[key] for r in rows], color=COLORS[:len(rows)]), fmt='%.3g'); ax.set(ylabel=label)
-    for r, c in zip(rows, COLORS):
-        if any(r['errors']): last.plot([100 * e for e in r['errors']], label=r['scheme'], color=c)
-    last.set(xlabel='block', ylabel='error of the stream (%)', ylim=0); last.legend(fontsize=7)
-    for ax in (first, *rest): ax.margins(y=.2); ax.tick_params(axis='x', labelsize=7, rotation=30 if len(rows) > 3 else 0)
+    ppl = [r['perplexity'] if isinstance(r['perplexity'], dict) else {'': r['perplexity']} for r in rows]
+    column = lambda key: {'': [r[key] for r in rows]}
+    fig, ax = plt.subplot_mosaic([['ppl', 'size'], ['speed' if 'tokens_per_s' in rows[0] else 'error', 'error']], height_ratios=(1, .8) if len(ppl[0]) > 1 else (1, 1),
+                                figsize=(9, 3 + .22 * len(rows) * (1 + len(ppl[0]) / 3)))
+    _bars(ax['ppl'], rows, {t: [p[t] for p in ppl] for t in ppl[0]}, COLORS[4:] if len(ppl[0]) > 1 else [COLORS[:len(rows)]], 'perplexity')
+    _bars(ax['size'], rows, column('weight_mb'), [COLORS[:len(rows)]], 'weights (MB)')
+    ax['size'].tick_params(labelleft=False)
+    if 'speed' in ax: _bars(ax['speed'], rows, column('tokens_per_s'), [COLORS[:len(rows)]], 'decoding (tokens/s)')
+    for r, c, style in zip(rows, COLORS, ('-', '-', '--', '-', ':', '-.', '-', '--')):
+        if any(r['errors']): ax['error'].plot([100 * e for e in r['errors']], style, label=r['scheme'], color=c)
+    ax['error'].set(xlabel='block', ylabel='error of the stream (%)', ylim=0); ax['error'].legend(fontsize=8)
     plt.close(fig)
     return fig
+
