@@ -13,7 +13,7 @@ import hashlib, json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
@@ -44,6 +44,16 @@ def new_backend():
     return backend
 
 # %% ../../nbs/1_corpus/21_tokens.ipynb #f65516b4
+def _without_markers(backend):
+    "The same tokenizer, on the same vocabulary in memory, to which special tokens are ordinary text"
+    out, added = type(backend)(backend.model), sorted(backend.get_added_tokens_decoder().items())
+    for part in ('normalizer', 'pre_tokenizer', 'post_processor', 'decoder'):
+        if (value := getattr(backend, part)) is not None: setattr(out, part, value)
+    for special, group in groupby((t for _, t in added), key=lambda t: t.special):
+        (out.add_special_tokens if special else out.add_tokens)(list(group))
+    out.encode_special_tokens = True
+    return out
+
 class Tokenizer:
     "Text to ids and back: a `tokenizers` object with its special tokens and its chat template"
     def __init__(self,
@@ -56,19 +66,22 @@ class Tokenizer:
     ):
         backend.no_truncation(); backend.no_padding()
         self.backend, self.chat_template = backend, chat_template
-        self._plain = type(backend).from_str(backend.to_str())
-        self._plain.encode_special_tokens = True
+        self._plain = _without_markers(backend)
         self.special = {t.content: i for i, t in sorted(backend.get_added_tokens_decoder().items()) if t.special}
         self.bos_id, self.eos_id, self.pad_id = (self._id(t) for t in (bos, eos, pad))
         known = [self.special[t] for t in TURN_ENDS if t in self.special]
         self.eos_ids = tuple(sorted({*eos_ids, *known} | ({self.eos_id} - {None})))
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1 # one more than the highest id
 
     def _id(self, token):
         if token is None: return None
         i = self.backend.token_to_id(token)
         if i is None: raise UserError(f'the tokenizer has no token {token!r}')
         return i
+
+    @cached_property
+    def vocab_size(self) -> int:
+        "One more than the highest id"
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @cached_property
     def digest(self) -> str:

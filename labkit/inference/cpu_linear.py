@@ -7,16 +7,15 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/cpu_linear.html.md"""
 # %% auto #0
 __all__ = ['FEATURES', 'LANES', 'I8', 'I16', 'I32', 'I64', 'F16', 'F32', 'FORMATS', 'BITS', 'META', 'LEAST', 'SHIFT', 'BLOCK',
            'AHEAD', 'TOKENS', 'vec', 'const', 'i64', 'times', 'load', 'store', 'pick', 'spread', 'call', 'op', 'tree',
-           'emit', 'ask_for', 'round_row', 'matmul_rows', 'matmul_at', 'Packed', 'interleaved', 'widen', 'copy_eights',
-           'unpack_row', 'norm_row', 'rotate', 'exp', 'silu_times', 'narrow', 'keep', 'place', 'eight_at', 'ask_eight']
+           'emit', 'ask_for', 'round_row', 'matmul', 'Packed', 'interleaved', 'widen', 'copy_eights', 'unpack_row',
+           'norm_row', 'rotate', 'exp', 'silu_times', 'narrow', 'keep', 'place', 'eight_at', 'ask_eight']
 
 # %% ../../nbs/5_inference/15_cpu_linear.ipynb #6c7ae38e
-import functools
 from dataclasses import dataclass
 import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
-from numba import cfunc, config, njit, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -192,7 +191,10 @@ def _rows_f32(w, w_stride, n, x, x_stride, out, out_stride, B):
 
 TOKENS = 64 # vectors that stay in the second cache while a thread goes through its rows
 
-def _matmul(f, w, stride, n, r0, r1, x, x_stride, out, out_stride, B):
+@njit(nogil=True, error_model='numpy')
+def matmul(m, r0, r1, x, x_stride, out, out_stride, B):
+    "out[b, r] = W[r] · x[b] for rows r0 … r1 of the matrix that `m` describes; x (as they are for f32, else rounded) and out are addresses, strides in bytes"
+    f, w, stride, n = m[0], m[1], m[2], m[3]
     for b in range(0, B, TOKENS):
         xb, ob, nb = x + b * x_stride, out + b * out_stride, min(TOKENS, B - b)
         if f == 0:
@@ -204,16 +206,6 @@ def _matmul(f, w, stride, n, r0, r1, x, x_stride, out, out_stride, B):
             elif f == 3: _rows_q8_0(a, n, xb, x_stride, o, out_stride, nb)
             else: _rows_w4(a, n, xb, x_stride, o, out_stride, nb)
 
-@functools.cache
-def matmul_rows():
-    "A function in C's calling convention: out[b, r] = W[r] · x[b] for rows r0 … r1 of a matrix (format, address, stride, blocks); x (as they are for f32, else rounded) and out are addresses, strides in bytes"
-    return cfunc(types.void(*[types.int64] * 11), error_model='numpy', cache=True)(_matmul)
-
-@emit
-def _call_matmul(b, address, *args): b.call(b.inttoptr(address, ir.FunctionType(ir.VoidType(), [I64] * 11).as_pointer()), args)
-
-@njit(nogil=True, error_model='numpy')
-def matmul_at(address, m, r0, r1, x, x_stride, out, out_stride, B): _call_matmul((address, m[0], m[1], m[2], m[3], r0, r1, x, x_stride, out, out_stride, B))
 
 # %% ../../nbs/5_inference/15_cpu_linear.ipynb #5a4f3f62
 @dataclass(frozen=True)
@@ -227,18 +219,13 @@ class Packed:
     def describe(self, data: np.ndarray) -> list[int]: # what the compiled step knows of it: format, address, bytes of a row or of LANES rows, blocks a row
         return [self.kind, data.ctypes.data, self.data.strides[0] * (LANES if self.kind else 1), self.columns // 32]
 
-@njit(nogil=True, error_model='numpy', cache=True)
-def _interleave(src, f, out):
-    "Blocks of LANES rows (N, bytes a row) side by side: all scales, all minima, then four bytes of each row in turn"
-    size, head, words = META[f], META[f] * (1 + LEAST[f]), BITS[f]
-    block, flip, o = BLOCK[f], np.uint8(128) if BITS[f] == 8 else np.uint8(0), 0
-    for g in range(0, src.shape[0], LANES):
-        for at in range(0, src.shape[1], block):
-            for lane in range(LANES):
-                for i in range(head): out[o + i // size * size * LANES + lane * size + i % size] = src[g + lane, at + i]
-                for w in range(words):
-                    for i in range(4): out[o + head * LANES + (w * LANES + lane) * 4 + i] = src[g + lane, at + head + 4 * w + i] ^ flip
-            o += block * LANES
+def _interleave(p: Packed, out: np.ndarray):
+    "Blocks of LANES rows side by side: all scales, all minima, then four bytes of each row in turn"
+    block = lambda *lanes: np.dtype([('meta', f'<u{META[p.kind]}' , (1 + LEAST[p.kind], *lanes)), ('words', '<u4', (BITS[p.kind], *lanes))])
+    rows = p.data.view(block()).reshape(-1, LANES, p.columns // 32)                    # (groups, LANES, blocks)
+    groups = out.view(block(LANES)).reshape(len(rows), -1)                             # (groups, blocks), lanes inside
+    for part in ('meta', 'words'): groups[part] = rows[part].transpose(0, 2, 3, 1)
+    if BITS[p.kind] == 8: groups['words'] ^= np.uint32(0x80808080)                     # each byte plus 128
 
 def interleaved(packed: list[Packed]) -> list[np.ndarray]:
     "Their bytes in the order in which the compiled step reads them, one behind the other in one piece of memory; float32 stays where it is"
@@ -247,7 +234,7 @@ def interleaved(packed: list[Packed]) -> list[np.ndarray]:
     room = room[-room.ctypes.data % 64:]
     out = [room[end - p.data.nbytes:end] if p.kind else p.data for p, end in zip(packed, ends)]
     for p, o in zip(packed, out):
-        if p.kind: _interleave(p.data, p.kind, o)
+        if p.kind: _interleave(p, o)
     return out
 
 # %% ../../nbs/5_inference/15_cpu_linear.ipynb #67bc989c

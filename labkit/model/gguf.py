@@ -24,6 +24,8 @@ class GGUFError(UserError):
     "A GGUF file that is damaged, or holds something that is not implemented"
 
 # %% ../../nbs/2_model/04_gguf.ipynb #d3454770
+_SIZE = struct.Struct('<Q')
+
 class Cursor:
     "Reads little-endian values one after the other, and never past the end"
     def __init__(self,
@@ -41,9 +43,18 @@ class Cursor:
         "One value of a `struct` format"
         return struct.unpack('<' + fmt, self.take(struct.calcsize('<' + fmt), what))[0]
 
-    def text(self, what: str = 'header') -> str:
-        "A string: its length as uint64, then UTF-8 (vocabularies hold broken UTF-8 at times)"
-        return self.take(self.number('Q', what), what).decode('utf-8', errors='replace')
+    def texts(self, n: int, what: str = 'header') -> list[str]:
+        "`n` strings: each its length as uint64, then UTF-8 (vocabularies hold broken UTF-8 at times). One loop, as a vocabulary and its merges are a hundred thousand"
+        data, size, out = self.data, len(self.data), []
+        for _ in range(n):
+            start = self.at + 8
+            end = start + _SIZE.unpack_from(data, self.at)[0] if start <= size else start
+            if end > size: self.take(end - self.at, what) # which says what is missing
+            out.append(data[start:end].decode('utf-8', errors='replace'))
+            self.at = end
+        return out
+
+    def text(self, what: str = 'header') -> str: return self.texts(1, what)[0]
 
 # %% ../../nbs/2_model/04_gguf.ipynb #5545a6c3
 _SCALARS = dict(enumerate('BbHhIif?')) | {10: 'Q', 11: 'q', 12: 'd'} # GGUF's value types as struct formats
@@ -58,6 +69,7 @@ def read_value(
     if kind == _TEXT: return cur.text(what)
     if kind == _ARRAY:
         kind, n = cur.number('I', what), cur.number('Q', what)
+        if kind == _TEXT: return cur.texts(n, what)
         if kind not in _SCALARS: return [read_value(cur, kind, what) for _ in range(n)]
         dtype = np.dtype('<' + _SCALARS[kind]) if kind != 7 else np.dtype(bool)
         return np.frombuffer(cur.take(n*dtype.itemsize, what), dtype).tolist()
@@ -79,9 +91,9 @@ class GGUFTensor:
         return self._rows(self.blocks).reshape(self.shape)
 
     def _rows(self, blocks: np.ndarray) -> np.ndarray: # (rows, bytes a row) -> (rows, columns) float32
+        if self.kind in ('F32', 'F16'): return blocks.view({'F32': '<f4', 'F16': '<f2'}[self.kind]).astype(np.float32)
         from gguf import GGMLQuantizationType as Kind
         from gguf.quants import dequantize
-        if self.kind in ('F32', 'F16'): return blocks.view({'F32': '<f4', 'F16': '<f2'}[self.kind]).astype(np.float32)
         try: return dequantize(blocks, Kind[self.kind])
         except NotImplementedError: raise GGUFError(f'tensor {self.name}: blocks of type {self.kind} cannot be unpacked by the gguf package') from None
 
@@ -107,18 +119,25 @@ def _tensor_info(cur: Cursor) -> tuple[str, int, tuple[int, ...], int]:
     return name, cur.number('I', name), tuple(reversed(dims)), cur.number('Q', name)
 
 # %% ../../nbs/2_model/04_gguf.ipynb #7c24865e
+_BLOCKS = {0: ('F32', 1, 4), 1: ('F16', 1, 2), 2: ('Q4_0', 32, 18), 3: ('Q4_1', 32, 20), 8: ('Q8_0', 32, 34), 12: ('Q4_K', 256, 144), 14: ('Q6_K', 256, 210), 30: ('BF16', 1, 2)} # numbers in a block and its bytes
+
+def _block(kind: int, name: str, path: str) -> tuple[str, int, int]:
+    "A type's name, the numbers in one of its blocks, and the block's bytes; of rare types, what the gguf package knows (its import takes a while)"
+    if kind in _BLOCKS: return _BLOCKS[kind]
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as Kind
+    if kind not in {int(k) for k in Kind}: raise GGUFError(f'{path}: tensor {name} has type {kind}, which this gguf package does not know')
+    return Kind(kind).name, *GGML_QUANT_SIZES[Kind(kind)]
+
 def _view(cur: Cursor, start: int, info: tuple) -> GGUFTensor:
     "The tensor's blocks as a view of the mapped file"
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as Kind
     name, kind, shape, offset = info
-    if kind not in {int(k) for k in Kind}: raise GGUFError(f'{cur.path}: tensor {name} has type {kind}, which this gguf package does not know')
-    per_block, size = GGML_QUANT_SIZES[Kind(kind)]
-    if not shape or shape[-1] % per_block: raise GGUFError(f'{cur.path}: tensor {name}: shape {shape} is no multiple of a {Kind(kind).name} block, {per_block} numbers')
+    kind, per_block, size = _block(kind, name, cur.path)
+    if not shape or shape[-1] % per_block: raise GGUFError(f'{cur.path}: tensor {name}: shape {shape} is no multiple of a {kind} block, {per_block} numbers')
     row = shape[-1]//per_block*size
     rows = int(np.prod(shape[:-1], dtype=np.int64))
     cur.at = start + offset
     if cur.at + rows*row > len(cur.data): cur.take(rows*row, f'tensor {name}')
-    return GGUFTensor(name, Kind(kind).name, shape, np.frombuffer(cur.data, np.uint8, rows*row, cur.at).reshape(rows, row))
+    return GGUFTensor(name, kind, shape, np.frombuffer(cur.data, np.uint8, rows*row, cur.at).reshape(rows, row))
 
 # %% ../../nbs/2_model/04_gguf.ipynb #6baf8b10
 def _map(path: Path):

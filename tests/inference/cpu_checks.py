@@ -29,7 +29,7 @@ def product(p, x):
     room, out = np.zeros((len(x), COLUMNS * 11 // 32), np.float32), np.zeros((len(x), ROWS), np.float32)
     round_rows(x, room)
     a = x if p.format == 'f32' else room
-    cpu.matmul_rows().ctypes(*p.describe(data), 0, ROWS, a.ctypes.data, a.strides[0], out.ctypes.data, out.strides[0], len(x))
+    cpu.matmul(np.array(p.describe(data)), 0, ROWS, a.ctypes.data, a.strides[0], out.ctypes.data, out.strides[0], len(x))
     return out
 
 def activations(n=MOST):
