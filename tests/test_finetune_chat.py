@@ -225,4 +225,4 @@ def test_what_is_no_conversation_says_so(backend, messages):
     with pytest.raises(TemplateError, match="'role'"): encode_prompt(messages, with_template(backend, CHATML))
 
 def test_half_a_surrogate_pair_says_so(backend):
-    with pytest.raises(TemplateError, match='surrogate'): encode_prompt([{'role': 'user', 'content': 'a\udcffb'}], with_template(backend, CHATML))
+    with pytest.raises(UserError, match='surrogate'): encode_prompt([{'role': 'user', 'content': 'a\udcffb'}], with_template(backend, CHATML))

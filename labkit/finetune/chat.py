@@ -6,8 +6,8 @@ Docs: https://labkit.github.io/labkit/nbs/4_finetune/chat.html.md"""
 
 # %% auto #0
 __all__ = ['CHATML', 'INTERNLM2', 'DEFAULT_SYSTEM', 'TOOLS_PROMPT', 'ROLES', 'TemplateError', 'compile_template',
-           'describe_tools', 'write_tool_calls', 'plain_messages', 'render', 'encode_prompt', 'encode_chat',
-           'parse_tool_calls', 'chat_fault', 'load_chats']
+           'describe_tools', 'write_tool_calls', 'plain_messages', 'render', 'well_formed', 'encode_prompt',
+           'encode_chat', 'parse_tool_calls', 'chat_fault', 'load_chats']
 
 # %% ../../nbs/4_finetune/01_chat.ipynb #b3dff844
 import functools, hashlib, json, re
@@ -189,6 +189,12 @@ def _encode_shielded(text: str, markers: tuple[str, ...], tokenizer) -> tuple[li
 # %% ../../nbs/4_finetune/01_chat.ipynb #55e5a4bb
 def _markers(tokenizer) -> tuple[str, ...]: return tuple(sorted(tokenizer.special, key=len, reverse=True))
 
+def well_formed(text: str) -> str:
+    "The same text; raises `UserError` if it has no bytes in UTF-8"
+    try: text.encode()
+    except UnicodeEncodeError as e: raise UserError(f'a text is not Unicode: half a surrogate pair at its character {e.start}, in {text[max(0, e.start - 20):e.end + 20]!r}') from None
+    return text
+
 def encode_prompt(
     messages: Sequence[dict],             # as for `render`
     tokenizer,                            # its template and its vocabulary
@@ -198,9 +204,7 @@ def encode_prompt(
     "Ids of the rendered conversation; a marker such as `<|im_end|>` written inside a message stays text and can't forge a turn"
     if isinstance(messages, str) or not all(isinstance(m, dict) and isinstance(m.get('role'), str) for m in messages): raise TemplateError(f"messages are a list of {{'role': …, 'content': …}}, not {messages!r:.80}")
     marks = _markers(tokenizer)
-    text = render(_shield(messages, marks), tokenizer, _shield(tools, marks), add_generation_prompt)
-    try: text.encode()
-    except UnicodeEncodeError as e: raise TemplateError(f'a message is not Unicode: half a surrogate pair in {text[max(0, e.start - 20):e.end + 20]!r}') from None
+    text = well_formed(render(_shield(messages, marks), tokenizer, _shield(tools, marks), add_generation_prompt))
     return _encode_shielded(text, marks, tokenizer)[0]
 
 # %% ../../nbs/4_finetune/01_chat.ipynb #9cc30378

@@ -6,7 +6,7 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/backend.html.md"""
 
 # %% auto #0
 __all__ = ['EngineSettings', 'make_cache', 'fitted', 'why_torch', 'make_runner', 'start_split', 'make_guesser', 'complete',
-           'gguf_file', 'open_weights', 'open_parts']
+           'gguf_file', 'open_weights', 'open_parts', 'check_weights']
 
 # %% ../../nbs/5_inference/26_backend.ipynb #82aef236
 import math, os, sys, threading, typing
@@ -73,7 +73,9 @@ def make_cache(
     p = next(model.parameters())
     new = lambda n: PagedCache(model.cfg, n, s.block_size, p.dtype, p.device, kind='model' if s.kv == 'auto' else s.kv)
     try: return new(blocks or s.blocks)
-    except (RuntimeError, MemoryError, OverflowError): raise UserError(f"[inference] cache_tokens = {s.cache_tokens}: a cache of {human(s.cache_tokens * new(1).bytes_per_token, 'B')} has no room on {p.device}; make it smaller, or set kv = int8") from None
+    except (RuntimeError, MemoryError, OverflowError):
+        size = human(s.cache_tokens * new(1).bytes_per_token, 'B')
+        raise UserError(f'[inference] cache_tokens = {s.cache_tokens}: a cache of {size} has no room on {p.device}; make it smaller, or set kv = int8') from None
 
 def fitted(
     s: EngineSettings,
@@ -82,9 +84,10 @@ def fitted(
     "The settings with every 0 replaced by what suits the model where it lies; raises `UserError` if its RoPE doesn't go as far as they ask"
     gpu = next(model.parameters()).is_cuda
     if s.rope_factor: model.rope = Rope(replace(model.cfg, rope_scaling=RopeScaling('dynamic', s.rope_factor)))
-    n, most = s.max_context or model.cfg.max_seq_len, longest(model.rope.cfg)
-    if most and n > most: raise UserError(f'[inference] max_context = {n}: the model was trained for {model.cfg.max_seq_len} tokens and its RoPE goes as far as {most}; make max_context smaller, or set rope_factor (1 or 2) for dynamic NTK scaling')
-    s = replace(s, max_context=n, max_batch=s.max_batch or (256 if gpu else 16), step_tokens=s.step_tokens or (8192 if gpu else 512))
+    trained, most = model.cfg.max_seq_len, longest(model.rope.cfg)
+    if most and (n := s.max_context or trained) > most:
+        raise UserError(f'[inference] max_context = {n}: the model was trained for {trained} tokens and its RoPE goes as far as {most}; make max_context smaller, or set rope_factor (1 or 2) for dynamic NTK scaling')
+    s = replace(s, max_context=s.max_context or trained, max_batch=s.max_batch or (256 if gpu else 16), step_tokens=s.step_tokens or (8192 if gpu else 512))
     return replace(s, cache_tokens=s.cache_tokens or (_room(make_cache(model, s, 1), s) if gpu else 16384))
 
 def _room(one: PagedCache, s: EngineSettings) -> int:
@@ -199,3 +202,16 @@ def open_parts(
     if adapter: raise UserError('an adapter cannot be merged into a model that is cut into parts; merge it first with `merge_lora` and save the model')
     gpu = dev.name != 'cpu'
     return open_split(name, s.tensor_parallel, 'cuda' if gpu else 'cpu', dev.torch_dtype, threads, s.weights, gpu)
+
+def check_weights(
+    model, # `Transformer`
+    state, # what shall replace its weights
+    name: str = 'this model', # in messages
+) -> None:
+    "Raise `UserError` for weights that a model can't take"
+    if linears(model, QuantizedLinear): raise UserError('weights cannot be replaced in a quantized model; open it with weights = auto')
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise UserError(f'expected a dict of tensors by name, as `state_dict` gives it, found {state!r:.80}')
+    own = model.state_dict()
+    if wrong := [n for n in sorted(own.keys() | state.keys(), key=str) if n not in own or n not in state or own[n].shape != state[n].shape]:
+        raise UserError(f'these weights do not fit {name}: {", ".join(map(str, wrong[:3]))}{" …" * (len(wrong) > 3)}: missing, unknown, or of another shape')

@@ -11,6 +11,7 @@ __all__ = ['Engine', 'Delta', 'EngineSettings', 'Output', 'PromptTooLong', 'Requ
 import itertools, threading, time, torch
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -20,14 +21,15 @@ from ..core.lm import Completion, Sampling
 from ..core.settings import RunSettings, UserError
 from ..finetune.chat import encode_prompt, parse_tool_calls
 from .adapters import Adapters
-from .backend import EngineSettings, complete, fitted, make_cache, make_guesser, make_runner, open_parts, open_weights, start_split
+from .backend import (EngineSettings, check_weights, complete, fitted, make_cache, make_guesser, make_runner, open_parts,
+                                      open_weights, start_split)
 from .prefix import PrefixCache
-from .quantize import QuantizedLinear, linears
 from .request import Delta, Job, Journal, Output, PromptTooLong, RequestFailed, check_place, prompt_ids, replay, several
 from .runner import reach
-from .sampling import Choice, NotFinite, check_sampling, choose, likeliest, with_logprobs
+from .sampling import Choice, NotFinite, check_sampling, likeliest, with_logprobs
 from .scheduler import Preemption, Request, Scheduler, Work
-from .score import Scorer, pair_ids, parts
+from .score import Scorer, mean_states, pair_ids
+from .speculate import verify
 
 # %% ../../nbs/5_inference/27_engine.ipynb #ba3b1f79
 _all_ = ['Delta', 'EngineSettings', 'Output', 'PromptTooLong', 'RequestFailed', 'replay'] # what its users need of the modules before
@@ -51,12 +53,15 @@ class Engine:
         self.capacity, self.guesser, self.adapters = s.room, guesser or make_guesser(s, model), Adapters(model)
         if split: (self.runner, self.cache), self.backend_reason = start_split(split, s), f'the model is cut into {s.tensor_parallel} parts'
         else: self.cache = make_cache(model, s); self._start_runner()
-        self.prefix, self.reach = PrefixCache(self.cache) if s.prefix else None, partial(reach, model.rope.cfg, limit=s.max_context)
-        self.scheduler = Scheduler(self.cache, s.max_batch, s.step_tokens, self.prefix, reach=self.reach, preemption=Preemption('swap', int(s.swap_gb * 1e9)) if s.swap_gb else Preemption())
-        self.score = Scorer(lambda work: self.runner(work), self.cache, self.scheduler.free_blocks, s.step_tokens, self.reach)
+        self.prefix = PrefixCache(self.cache) if s.prefix else None
+        grow = partial(reach, model.rope.cfg, limit=s.max_context)              # of rotary frequencies
+        swap = Preemption('swap', int(s.swap_gb * 1e9)) if s.swap_gb else Preemption()
+        self.scheduler = Scheduler(self.cache, s.max_batch, s.step_tokens, self.prefix, reach=grow, preemption=swap)
+        self.score = Scorer(lambda work: self.runner(work), self.cache, self.scheduler.free_blocks, s.step_tokens, grow, self._quiet)
         self._ids_of = partial(prompt_ids, tokenizer=tokenizer, vocab_size=model.cfg.vocab_size, room=s.room)
         self._seeds, self._ids, self._journal = torch.Generator().manual_seed(seed), itertools.count(), Journal(journal) if journal else None
-        self._inbox, self._aborts, self._outbox, self._jobs, self._flight = deque(), deque(), deque(), {}, deque() # `_flight`: steps that a device still computes
+        self._inbox, self._aborts, self._outbox, self._jobs = deque(), deque(), deque(), {}
+        self._flight = deque()                                                  # steps that a device still computes
         self._lock, self._intake = threading.RLock(), threading.Lock()          # a step; a submission
         self._counts = dict(requests=0, finished=0, aborted=0, failed=0, prompt_tokens=0, generated_tokens=0, steps=0, busy_s=0.0, guessed=0, accepted=0)
     @property
@@ -67,13 +72,18 @@ class Engine:
     def has_work(self) -> bool:
         "Is a step worth while?"
         return bool(self._inbox or self._aborts or self._outbox or self._flight or self.scheduler.has_work)
-    def _start_runner(self): self.runner, self.plain, self.backend_reason = make_runner(self._model, self.cache, self.settings, self.packed, self.tokenizer.eos_ids)
+    def _start_runner(self):
+        self.runner, self.plain, self.backend_reason = make_runner(self._model, self.cache, self.settings, self.packed, self.tokenizer.eos_ids)
+    @contextmanager
+    def _quiet(self):
+        "Inside, no step runs, neither here nor on a device"
+        with self._lock: self._wait(); yield
     def _alone(self, what):
         if self._split: raise UserError(f'{what}: not with tensor_parallel = {self.settings.tensor_parallel}; open the model in one process for it')
     def close(self) -> None:
         "End what still runs, the other processes, if there are any, and the journal"
         with self._lock:
-            self._ids_of = _closed
+            self._ids_of = self.adapters.acquire = _closed # nobody comes in any more
             self._leave(list(self._jobs.values()))
             if self._split: self._wait(); self._split.close(); self._split = None
             if self._journal: self._journal.file.close()
@@ -84,28 +94,29 @@ def open(cls: Engine,
     adapter: str | Path | None = None,                  # folder of a LoRA adapter, merged into the weights
     run: RunSettings = RunSettings(),                   # device, dtype, threads, seed
     settings: EngineSettings = EngineSettings(),
+    journal: str | Path | None = None,                  # file for all that comes in, see `replay`
 ) -> Engine:
     "An engine for a model on disk; raises `UserError`"
     dev, name = pick_device(run), Path(name_or_path).stem if Path(name_or_path).exists() else str(name_or_path)
     set_threads(run.threads)
     if settings.tensor_parallel == 1:
         model, tokenizer, packed = open_weights(name_or_path, adapter, settings, dev)
-        return cls(model, tokenizer, settings, name, run.seed, packed)
+        return cls(model, tokenizer, settings, name, run.seed, packed, journal=journal)
     split = open_parts(name_or_path, adapter, settings, dev, run.threads)
-    try: return cls(split.model, split.tokenizer, settings, name, run.seed, split=split)
+    try: return cls(split.model, split.tokenizer, settings, name, run.seed, journal=journal, split=split)
     except BaseException: split.close(); raise
 
 # %% ../../nbs/5_inference/27_engine.ipynb #aaa18560
 @patch
-def _new_job(self: Engine, prompt, params: Sampling, outbox: deque | None = None, whole: bool = False, priority: int = 0, session: str | None = None, adapter: str | None = None) -> Job:
+def _new_job(self: Engine, prompt, params: Sampling, outbox=None, whole=False, priority=0, session=None, adapter=None) -> Job:
     check_sampling(params, self._model.cfg.vocab_size)
     check_place(priority, session, adapter, self.prefix is not None)
     if adapter:
         with self._lock: self.adapters.acquire(adapter); self.adapters.release(adapter) # is it there?
     ids = self._ids_of(prompt)
     with self._intake: id, seed = next(self._ids), int(torch.randint(2**62, (), generator=self._seeds))
-    r = Request(id, ids, params, min(params.max_tokens, self.capacity - len(ids)), seed=seed if params.seed is None else params.seed, priority=priority, session=session, adapter=adapter)
-    return Job(r, self.tokenizer, outbox, whole)
+    limit, seed = min(params.max_tokens, self.capacity - len(ids)), seed if params.seed is None else params.seed
+    return Job(Request(id, ids, params, limit, seed=seed, priority=priority, session=session, adapter=adapter), self.tokenizer, outbox, whole)
 
 @patch
 def add(self: Engine,
@@ -135,7 +146,7 @@ def _take_in(self: Engine):
         self._jobs[r.id] = job
         self._counts['requests'] += 1
         try: self.adapters.acquire(r.adapter)
-        except UserError as e: r.adapter = None; self._end(job, 'error', error=e); continue # unloaded since the request was made
+        except UserError as e: r.adapter = None; self._end(job, 'error', error=e); continue # unloaded, or the engine closed, since the request was made
         self.scheduler.add(r)
         if self._journal: self._journal.arrival(self.scheduler.step, r)
     while self._aborts:
@@ -167,13 +178,10 @@ def _take(self: Engine, job: Job, c: Choice):
     else: job.show(text, c)
 
 @patch
-def _advance(self: Engine, job: Job, logits: torch.Tensor, work: Work, greedy: int):
-    "Choose a request's next tokens from the logits (1 + guesses, V) at its end"
-    from labkit.inference.speculate import verify
-    r, ends, grammar = job.request, self.tokenizer.eos_ids, job.constraint
-    try:
-        if work.guess: choices = verify(logits, work.guess, r.params, job.generator, r.tokens, grammar, r.prompt, ends)
-        else: choices = [choose(logits[0], r.params, r.tokens, job.generator, greedy, r.prompt, ends, None if grammar is None else grammar.mask(torch.zeros(logits.shape[1], dtype=torch.bool)))]
+def _advance(self: Engine, job: Job, logits: torch.Tensor, work: Work, best: Sequence[int]):
+    "Choose a request's next tokens from the logits (1 + guesses, V) at its end; `best` is the argmax of each row"
+    r = job.request
+    try: choices = verify(logits, work.guess, r.params, job.generator, r.tokens, job.constraint, r.prompt, self.tokenizer.eos_ids, best=best)
     except Exception as e: return self._end(job, 'error', error=e)  # scores that are no numbers, a grammar that grew too large: nobody else's business
     work.advance(len(choices) - 1)                                  # what was guessed wrongly is written over
     self._counts['guessed'] += len(work.guess); self._counts['accepted'] += len(choices) - 1
@@ -203,8 +211,9 @@ def _logits(self: Engine, work: Sequence[Work]) -> torch.Tensor: # (wanted, V)
     if not (own := [w for w in work if w.request.adapter]): return self.runner(work)
     with self.adapters.use([w.request.adapter for w in own for _ in range(w.n)]): logits = self.plain(own)
     if not (rest := [w for w in work if not w.request.adapter]): return logits
-    out = {id(w): part for group, l in ((own, logits), (rest, self.runner(rest))) for w, part in zip(group, l.split([w.wants for w in group]))}
-    return torch.cat([out[id(w)] for w in work])
+    split = lambda group, logits: iter(logits.split([w.wants for w in group]))
+    own, rest = split(own, logits), split(rest, self.runner(rest))
+    return torch.cat([next(own if w.request.adapter else rest) for w in work])
 
 @patch
 def _compute(self: Engine, work: Sequence[Work]):
@@ -217,7 +226,7 @@ def _compute(self: Engine, work: Sequence[Work]):
     if hasattr(self.runner, 'params') and self.guesser is None: return self._choose_there(work, logits)
     best, at = likeliest(logits) if len(logits) else [], 0
     for w in work:                                                  # each counts as computed when its token is chosen: Ctrl-C between two leaves the rest to the next step
-        if w.wants: self._advance(self._jobs[w.request.id], logits[at:at + w.wants], w, best[at])
+        if w.wants: self._advance(self._jobs[w.request.id], logits[at:at + w.wants], w, best[at:at + w.wants])
         else: w.advance()
         at += w.wants
 
@@ -331,14 +340,7 @@ def loglikelihood(self: Engine,
     pairs: Sequence[tuple[str, str]], # (context, continuation)
 ) -> list[tuple[float, bool]]:
     "Sum of log p(continuation | context) in nats, and whether greedy decoding would write the continuation"
-    ids, out = [pair_ids(*p, self._ids_of, self.tokenizer) for p in pairs], [None] * len(pairs)
-    for part in parts(ids, self.cache.n_blocks * self.settings.block_size // 2, self.settings.block_size):
-        with self._lock:
-            self._wait()
-            scores = self.score([(ctx, [ids[i][1] for i in where]) for ctx, where in part.items()])
-        for where, group in zip(part.values(), scores):
-            for i, tokens in zip(where, group): out[i] = (sum(lp for lp, _, _ in tokens), all(best for _, best, _ in tokens))
-    return out
+    return self.score.sums([pair_ids(*p, self._ids_of, self.tokenizer) for p in pairs])
 
 @patch
 def token_scores(self: Engine,
@@ -348,28 +350,16 @@ def token_scores(self: Engine,
     "How likely each token of a given text is after those before it"
     first, *rest = self._ids_of(ids)
     if not 0 <= top <= self._model.cfg.vocab_size: raise UserError(f'top = {top}: expected 0 to {self._model.cfg.vocab_size}, the tokens that there are')
-    with self._lock:
-        self._wait()
-        return self.score([([first], [rest])], top)[0][0] if rest else []
+    return self.score([([first], [rest])], top)[0][0] if rest else []
 
 @patch
-@torch.inference_mode()
 def embed(self: Engine,
     texts: Sequence[str | Sequence[int]], # texts, or token ids
 ) -> torch.Tensor:                        # (n, D) float32, each of length 1
     "Mean of the last layer's states over each text"
     self._alone('embed')
-    rows, alike = [self._ids_of(t) for t in several(texts)], {}
-    out = torch.empty(len(rows), self.model.cfg.dim)
-    for i, ids in enumerate(rows): alike.setdefault(len(ids), []).append(i)           # texts of one length together: nothing is padded
-    for n, same in alike.items():
-        for part in torch.tensor(same).split(max(1, self.settings.step_tokens // n)):
-            with self._lock: h = self.model.hidden(torch.tensor([rows[i] for i in part], device=self.cache.k.device)).float().mean(1)
-            out[part] = torch.nn.functional.normalize(h, dim=-1).cpu()
-    if not out.isfinite().all(): raise NotFinite('the model returned NaN or infinite states')
-    return out
+    return mean_states(self.model, [self._ids_of(t) for t in several(texts)], self.settings.step_tokens, self._quiet)
 
-# %% ../../nbs/5_inference/27_engine.ipynb #7e8f21a2
 @patch
 def load_adapter(self: Engine,
     name: str,          # what requests will call it
@@ -384,19 +374,14 @@ def unload_adapter(self: Engine, name: str) -> bool: # is it gone already? If re
     "No new request may use this adapter"
     with self._lock: return self.adapters.unload(name)
 
-
 @patch
 def load_weights(self: Engine,
     state: dict[str, torch.Tensor], # parameters by name, all of them
 ) -> None:
     "New weights in place of the old ones; running requests go on with them, from recomputed keys and values"
     self._alone('load_weights')
-    if linears(self.model, QuantizedLinear): raise UserError('weights cannot be replaced in a quantized model; open it with weights = auto')
-    own = self.model.state_dict()
-    if wrong := [n for n in sorted(own.keys() | state.keys()) if n not in own or n not in state or own[n].shape != state[n].shape]:
-        raise UserError(f'these weights do not fit {self.model_name}: {", ".join(wrong[:3])}{" …" if len(wrong) > 3 else ""}: missing, unknown, or of another shape')
-    with self._lock:
-        self._wait()
+    check_weights(self.model, state, self.model_name)
+    with self._quiet():
         self.model.load_state_dict(state)
         self.scheduler.forget()
         self.packed = {}; self._start_runner()                                          # they were the old weights
@@ -405,9 +390,12 @@ def load_weights(self: Engine,
 def stats(self: Engine) -> dict:
     "What the engine has done and how full it is"
     with self._lock:
-        c, pool = self._counts, self.cache.pool
-        used = self.cache.n_blocks - pool.n_free - pool.n_idle
-        return dict(model=self.model_name, backend=self.runner.name, backend_reason=self.backend_reason, weights=self.runner.weights, device=str(self.cache.k.device), kv=self.cache.kind if self.cache.quantized else str(self.cache.k.dtype)[6:],
-            running=len(self.scheduler.running), waiting=len(self.scheduler.waiting) + len(self._inbox), preemptions=self.scheduler.n_preempted, **c,
-            tokens_per_s=(c['prompt_tokens'] + c['generated_tokens']) / c['busy_s'] if c['busy_s'] else 0.0,
-            cache_blocks=self.cache.n_blocks, cache_blocks_used=used, cache_use=used / self.cache.n_blocks, cache_blocks_kept=pool.n_idle, prefix_queries=self.prefix.queries if self.prefix else 0, prefix_hits=self.prefix.hits if self.prefix else 0, cache_bytes=self.cache.nbytes, max_context=self.capacity)
+        s, c, n = self.scheduler, self.cache, self._counts
+        used = c.n_blocks - c.pool.n_free - c.pool.n_idle
+        kv = c.kind if c.quantized else str(c.k.dtype)[6:]
+        who = dict(model=self.model_name, backend=self.runner.name, backend_reason=self.backend_reason, weights=self.runner.weights, device=str(c.k.device), kv=kv)
+        now = dict(running=len(s.running), waiting=len(s.waiting) + len(self._inbox), preemptions=s.n_preempted)
+        speed = (n['prompt_tokens'] + n['generated_tokens']) / n['busy_s'] if n['busy_s'] else 0.
+        room = dict(cache_blocks=c.n_blocks, cache_blocks_used=used, cache_use=used / c.n_blocks, cache_blocks_kept=c.pool.n_idle, cache_bytes=c.nbytes, max_context=self.capacity)
+        shared = dict(prefix_queries=self.prefix.queries, prefix_hits=self.prefix.hits) if self.prefix else dict(prefix_queries=0, prefix_hits=0)
+        return who | now | n | dict(tokens_per_s=speed) | room | shared

@@ -103,13 +103,13 @@ def _packed_tensors(model, format: str) -> Iterator[tuple[str, torch.Tensor]]:
         yield from ((f'{layer}.{k}', v) for k, v in made.items())
 
 # %% ../../nbs/5_inference/04_formats.ipynb #5966517c
-def _refuse(folder, q: dict) -> None:
+def _refuse(where, q: dict) -> None:
     "Raises `UserError` for a quantization that cannot be read"
-    method, version = q.get('quant_method'), q.get('version', 'gemm')
-    if method not in ('awq', 'gptq'): raise UserError(f"{folder}: quantization method {method!r} is not implemented; expected labkit, awq or gptq")
-    if q.get('bits', q.get('w_bit')) != 4: raise UserError(f"{folder}: {method} with {q.get('bits', q.get('w_bit'))} bits is not implemented; expected 4")
-    if method == 'awq' and str(version).lower() != 'gemm': raise UserError(f"{folder}: AWQ version {version!r} packs in another order; expected 'gemm'")
-    if (kind := q.get('checkpoint_format', 'gptq')) not in ('gptq', 'gptq_v2') and method == 'gptq': raise UserError(f'{folder}: checkpoint_format {kind!r} is not implemented; expected gptq or gptq_v2')
+    method, version, bits, kind = q.get('quant_method'), q.get('version', 'gemm'), q.get('bits', q.get('w_bit')), q.get('checkpoint_format', 'gptq')
+    if method not in ('awq', 'gptq'): raise UserError(f'{where}: quant_method = {method!r} is not implemented; expected labkit, awq or gptq')
+    if isinstance(bits, bool) or bits != 4: raise UserError(f'{where}: bits = {bits!r} is not implemented; expected 4')
+    if method == 'awq' and str(version).lower() != 'gemm': raise UserError(f"{where}: version = {version!r} packs in another order; expected 'gemm'")
+    if method == 'gptq' and kind not in ('gptq', 'gptq_v2'): raise UserError(f'{where}: checkpoint_format = {kind!r} is not implemented; expected gptq or gptq_v2')
 
 def _unpacked(folder, q: dict) -> Iterator[tuple[str, torch.Tensor]]:
     "Every tensor of the files, quantized matrices as integers, scales and zeros with rows first"
@@ -144,7 +144,7 @@ def open_quantized(
     from labkit.model.checkpoint import from_hf_tensors, load_config
     q = quantization_of(folder) or {}
     if q.get('quant_method') == 'labkit': return load_quantized(folder, device, dtype)
-    _refuse(folder, q)
+    _refuse(f'{folder}/config.json: quantization_config', q)
     cfg, parts, state = load_config(folder), {}, {}
     for n, t in from_hf_tensors(_unpacked(folder, q), cfg, str(folder)):
         layer, _, last = n.rpartition('.')

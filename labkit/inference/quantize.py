@@ -235,8 +235,10 @@ def write_folder(folder, cfg, state: dict[str, torch.Tensor], config: dict, toke
 def quantization_of(path: str | Path) -> dict | None:
     "The `quantization_config` in a folder's config.json, if it has one"
     file = Path(path)/'config.json'
-    try: return json.loads(file.read_text()).get('quantization_config') if file.is_file() else None
+    try: q = json.loads(file.read_text()).get('quantization_config') if file.is_file() else None
     except (ValueError, AttributeError) as e: raise UserError(f'{file}: not a JSON object: {e}') from None
+    if not isinstance(q, dict | None): raise UserError(f'{file}: quantization_config = {q!r:.60}; expected an object with a quant_method')
+    return q
 
 def load_quantized(
     folder: str | Path,   # written by `save_quantized`
@@ -247,7 +249,7 @@ def load_quantized(
     from labkit.model.checkpoint import load_config, read_tensors
     q = quantization_of(folder) or {}
     if q.get('quant_method') != 'labkit': raise UserError(f"{folder}: quantization method {q.get('quant_method')!r} is not labkit's own; `labkit.inference.formats` reads the others")
-    if (scheme := q.get('scheme', 'w4')) not in SCHEMES: raise UserError(f"{folder}: scheme '{scheme}' is unknown; expected {', '.join(SCHEMES)}")
+    if (scheme := str(q.get('scheme', 'w4'))) not in SCHEMES: raise UserError(f"{folder}/config.json: quantization_config: scheme = '{scheme}' is unknown; expected {', '.join(SCHEMES)}")
     make = lambda n, rows, columns, group, bias: W4Linear(rows, columns, group, bias) if scheme == 'w4' else SCHEMES[scheme](rows, columns, bias)
     return fill_model(folder, load_config(folder), make, {n.removeprefix('model.'): t for n, t in read_tensors(Path(folder)/'model.safetensors')}, device, dtype)
 

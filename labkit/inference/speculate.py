@@ -31,15 +31,17 @@ def verify(
     prompt: Sequence[int] = (),  # for the repetition penalty
     ends: Sequence[int] = (),    # tokens that end the text
     proposal: torch.Tensor | None = None, # (k, V) distributions that the guesses were drawn from, if they were drawn
+    best: Sequence[int] | None = None, # argmax of each row, if the caller has them already
 ) -> list[Choice]:               # 1 to 1 + k: the guesses that hold, and one token more
     "Choose tokens as if one after the other, as far as the guesses go; the distribution is that without guesses"
-    out, seen, went = [], list(written), 0
+    out, seen, went = [], list(written) if guess else written, 0
     for i, row in enumerate(logits):
         allowed = None if constraint is None else constraint.mask(torch.zeros(len(row), dtype=torch.bool)).to(row.device)
-        if proposal is None or i == len(guess): c = choose(row, params, seen, generator, None, prompt, ends, allowed)
+        if proposal is None or i == len(guess): c = choose(row, params, seen, generator, best and best[i], prompt, ends, allowed)
         else: c = _accept_or_replace(row, guess[i], proposal[i], params, generator, seen, prompt, ends, allowed)
-        out.append(c); seen.append(c.token)
+        out.append(c)
         if i == len(guess) or c.token != guess[i] or c.token in ends: break
+        seen.append(c.token)
         went += constraint is not None and constraint.accept(c.token)
     if went: constraint.rollback(went)
     return out

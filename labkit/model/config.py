@@ -22,8 +22,9 @@ def need_whole(
     value,         # what was given
     least: int = 1,# the smallest that can be
 ) -> None:
-    "Raise `UserError` unless `value` is a whole number, not too small"
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least: raise UserError(f'{where}: {name} = {value!r}; it must be a whole number, at least {least}')
+    "Raise `UserError` unless `value` is a whole number, neither too small nor beyond what any model has"
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not least <= value < 2**31: raise UserError(f'{where}: {name} = {value!r}; it must be a whole number, at least {least} and below 2³¹')
 
 def need_number(
     where: str,        # what it stands in, named in the error
@@ -33,8 +34,8 @@ def need_number(
     equal: bool = False, # … or as large
 ) -> None:
     "Raise `UserError` unless `value` is a finite number, large enough"
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < above or value == above and not equal: raise UserError(f'{where}: {name} = {value!r}; it must be a finite number, {"at least" if equal else "above"} {above:g}')
+    number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e18
+    if not number or value < above or value == above and not equal: raise UserError(f'{where}: {name} = {value!r}; it must be a finite number, {"at least" if equal else "above"} {above:g} and below 1e18')
 
 # %% ../../nbs/2_model/01_config.ipynb #6038255a
 SCALINGS = ('linear', 'dynamic', 'llama3', 'yarn')
@@ -250,7 +251,9 @@ _LLAMA3 = {'low_freq_factor': 'low_freq_factor', 'high_freq_factor': 'high_freq_
 
 def _read_scaling(hf: dict, where: str) -> tuple[float, RopeScaling | None]:
     "Rotary base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)"
-    s = hf.get('rope_parameters') or hf.get('rope_scaling') or {}
+    key = 'rope_parameters' if hf.get('rope_parameters') else 'rope_scaling'
+    s = hf.get(key) or {}
+    if not isinstance(s, dict): raise UserError(f'{where}: {key} = {s!r:.60}; expected an object with rope_type and factor')
     theta = next((t for t in (hf.get('rope_theta'), s.get('rope_theta')) if t is not None), 10000.)
     kind = s.get('rope_type') or s.get('type') or 'default'
     if kind == 'default': return theta, None

@@ -237,8 +237,11 @@ def test_opening_what_is_not_there():
 
 def test_a_whole_folder_opens(tmp_path):
     save_model(MODEL, tmp_path, TOKENIZER)
-    e = Engine.open(tmp_path, run=RunSettings(device='cpu', threads=1), settings=EngineSettings(backend='torch', cache_tokens=512))
+    make = lambda **more: Engine.open(tmp_path, run=RunSettings(device='cpu', threads=1), settings=EngineSettings(backend='torch', cache_tokens=512), **more)
+    e = make(journal=tmp_path/'journal.jsonl')
     assert [c.tokens for c in e.generate(PROMPTS, GREEDY)] == WANT
+    e.close()
+    assert list(replay(make(), tmp_path/'journal.jsonl').values()) == WANT
 
 # ------------------------------------------------------------------------------------------------------------------ streams that nobody reads
 def test_a_stream_that_is_never_read_costs_nothing():

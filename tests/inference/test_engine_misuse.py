@@ -1,11 +1,18 @@
 "What can't be asked of an engine: each is told to the one who asked, before anything runs, and nobody else notices."
-import math
+import json, math, time
+import numpy as np
 import pytest, torch
+from hypothesis import given, settings as hyp, strategies as st
 from labkit.core.lm import Sampling
-from labkit.core.settings import SettingsError, UserError
-from labkit.inference import engine as engines
-from labkit.inference.engine import EngineSettings, replay
+from labkit.core.settings import RunSettings, SettingsError, UserError
+from labkit.corpus.tokens import Tokenizer, train_tokenizer
+from labkit.inference import speculate
+from labkit.inference.engine import Engine, EngineSettings, PromptTooLong, replay
+from labkit.inference.formats import save_as
+from labkit.inference.quantize import quantize_model
+from labkit.inference.request import widest
 from labkit.inference.score import pair_ids
+from labkit.model.checkpoint import save_model
 from engine_doubles import GREEDY, MODEL, PROMPTS, TOKENIZER, alone, engine, run, tiny, write_adapter
 
 torch.set_num_threads(1)
@@ -49,11 +56,11 @@ def test_alternatives_beyond_the_vocabulary():
 @pytest.mark.parametrize('error', [TypeError('odd'), UserError('a grammar that grew too large')])
 def test_a_choice_that_breaks_ends_its_request_alone(monkeypatch, error):
     e, want = engine(), [c.tokens for c in engine().generate(PROMPTS[:3], GREEDY)]
-    choose, victim = engines.choose, TOKENIZER.encode(PROMPTS[1])
+    choose, victim = speculate.choose, TOKENIZER.encode(PROMPTS[1])
     def breaks(logits, p, written, generator, greedy, prompt, *more):
         if prompt == victim and len(written) == 3: raise error
         return choose(logits, p, written, generator, greedy, prompt, *more)
-    monkeypatch.setattr(engines, 'choose', breaks)
+    monkeypatch.setattr(speculate, 'choose', breaks)
     ids = [e.add(p, GREEDY) for p in PROMPTS[:3]]
     got = run(e)
     assert [got[i][0] for i in ids] == [want[0], want[1][:3], want[2]] and got[ids[1]][1] == 'error'
@@ -61,11 +68,11 @@ def test_a_choice_that_breaks_ends_its_request_alone(monkeypatch, error):
 
 def test_ctrl_c_between_two_choices_loses_nobody(monkeypatch):
     e, want = engine(), [c.tokens for c in engine().generate(PROMPTS[:3], GREEDY)]
-    choose, calls = engines.choose, iter(range(10**6))
+    choose, calls = speculate.choose, iter(range(10**6))
     def interrupted(*args):
         if next(calls) == 4: raise KeyboardInterrupt
         return choose(*args)
-    monkeypatch.setattr(engines, 'choose', interrupted)
+    monkeypatch.setattr(speculate, 'choose', interrupted)
     ids, got = [e.add(p, GREEDY) for p in PROMPTS[:3]], {}
     with pytest.raises(KeyboardInterrupt): run(e, got)
     run(e, got)
@@ -127,3 +134,79 @@ def test_states_that_are_no_numbers():
     model = tiny()
     model.norm.weight.data[0] = math.nan
     with pytest.raises(UserError, match='NaN'): engine(model).embed(['hello'])
+
+@pytest.mark.parametrize('journal', [False, True])
+def test_what_is_asked_before_an_engine_closes_and_read_after_it_says_so(tmp_path, journal):
+    e = engine(journal=tmp_path/'j.jsonl' if journal else None)
+    late, begun = e.stream('hello', GREEDY), e.stream('hello', GREEDY)
+    next(begun)
+    i = e.add('hello', GREEDY)                                    # no step has taken it in
+    e.close()
+    assert [(o.id, o.finish_reason) for o in e.step()] == [(i, 'error')] and [d.finish_reason for d in begun][-1] == 'abort'
+    with pytest.raises(UserError, match='closed'): list(late)
+    assert not e.has_work and not e._jobs and e.stats()['cache_blocks_used'] == 0
+
+WEIGHTS = MODEL.state_dict()
+@pytest.mark.parametrize('state', [None, [1, 2], 'model.safetensors', {n: w.numpy() for n, w in WEIGHTS.items()}, dict.fromkeys(WEIGHTS), {**WEIGHTS, 'norm.weight': [1.] * 32}, list(WEIGHTS.items())])
+def test_weights_that_are_none(state):
+    e = engine()
+    with pytest.raises(UserError, match='expected a dict of tensors by name'): e.load_weights(state)
+    assert e.generate(['hello'], GREEDY)[0].tokens == alone('hello')
+
+# ------------------------------------------------------------------------------------------------------------------ folders with odd numbers
+RUN, SMALL = RunSettings(device='cpu', threads=1), EngineSettings(backend='torch', cache_tokens=64)
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    "A model as it is and in three formats of four bits, with its config"
+    root, out = tmp_path_factory.mktemp('odd'), {}
+    save_model(tiny(ffn_dim=32, sliding_window=5, family='mistral'), root/'plain', TOKENIZER)
+    for form in ('labkit', 'awq', 'gptq'):
+        model = tiny(ffn_dim=32)
+        quantize_model(model, scheme='w4'); save_as(model, root/form, form, TOKENIZER)
+    return {f.name: (f, json.loads((f/'config.json').read_text())) for f in root.iterdir()}
+
+BIG, SIZES = 10**30, ('num_hidden_layers', 'vocab_size', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'intermediate_size', 'max_position_embeddings', 'head_dim')
+@pytest.mark.parametrize('key, value', [*((k, v) for k in SIZES for v in (-1, 0, '4', [4], 1.5, True, BIG)), *(('sliding_window', v) for v in (-1, '4', [4], 1.5, BIG)), *((k, v) for k in ('rope_theta', 'rms_norm_eps') for v in ('4', [4], -1, BIG)),
+                                        *((k, v) for k in ('rope_scaling', 'rope_parameters', 'quantization_config') for v in (5, 'x', [4], True)), ('tie_word_embeddings', 'yes'), ('model_type', 5), ('hidden_act', 5)])
+def test_an_odd_value_in_a_config_is_named_with_its_file(folders, key, value):
+    folder, good = folders['plain']
+    (folder/'config.json').write_text(json.dumps({**good, key: value}))
+    with pytest.raises(UserError, match=rf'config.json.*{key}') as said: Engine.open(folder, run=RUN, settings=SMALL)
+    assert any(w in str(said.value) for w in ('must be', 'expected', 'known', 'implemented'))
+
+@pytest.mark.parametrize('form', ['labkit', 'awq', 'gptq'])
+@pytest.mark.parametrize('value', [5, 'x', None, [], [1], {}, True])
+def test_odd_values_of_a_quantization_are_named(folders, form, value):
+    folder, good = folders[form]
+    for key in ('quant_method', 'scheme' if form == 'labkit' else 'bits'):
+        (folder/'config.json').write_text(json.dumps({**good, 'quantization_config': {**good['quantization_config'], key: value}}))
+        with pytest.raises(UserError, match=f'config.json: quantization_config: {key} = .*; expected'): Engine.open(folder, run=RUN, settings=SMALL)
+
+# ------------------------------------------------------------------------------------------------------------------ prompts that are far too long
+def test_a_prompt_that_is_far_too_long_is_refused_before_it_is_read():
+    e, text = engine(), 'the cat sat on the mat. ' * 400_000                # 10 MB take more than ten seconds to become tokens
+    widest(TOKENIZER)
+    t = time.process_time()
+    with pytest.raises(PromptTooLong, match='9,600,000 characters.*room for 96'): e.add(text, GREEDY)
+    with pytest.raises(PromptTooLong, match='1000000 tokens.*room for 96'): e.add([1] * 1_000_000, GREEDY)
+    assert time.process_time() - t < 1
+
+UNIGRAM = train_tokenizer(['hello world, the cat sat on the mat. 你好世界 日本語'] * 9, 300, 'unigram')
+@given(st.one_of(st.text(max_size=60), st.text(' \n\tab<|im_end|>', max_size=60), st.text('的你好e\u0301\u0302\u1100\u1161', max_size=40)))
+@hyp(max_examples=200, deadline=None)
+def test_no_token_stands_for_more_characters_than_the_bound_says(text):
+    for t in (TOKENIZER, UNIGRAM, NFC):
+        assert len(text) <= widest(t) * len(t.encode(text, special=True)) < math.inf
+
+def changed(change):
+    "TOKENIZER with something else in its file"
+    from tokenizers import Tokenizer as Backend
+    spec = json.loads(TOKENIZER.backend.to_str()); change(spec)
+    return Tokenizer(Backend.from_str(json.dumps(spec)), '<|endoftext|>', '<|endoftext|>')
+
+NFC = changed(lambda s: s.update(normalizer=dict(type='NFC')))
+
+@pytest.mark.parametrize('change', [lambda s: s.update(normalizer=dict(type='Strip', strip_left=True, strip_right=True)), lambda s: s['added_tokens'][2].update(rstrip=True), lambda s: s['model']['vocab'].pop('ġ'),
+                                    lambda s: s['pre_tokenizer']['pretokenizers'].insert(0, dict(type='WhitespaceSplit')), lambda s: s.update(normalizer=dict(type='Replace', pattern=dict(Regex=' +'), content=' '))])
+def test_where_text_may_vanish_nothing_is_refused_by_its_length(change): assert widest(changed(change)) == math.inf
