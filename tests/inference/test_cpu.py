@@ -23,8 +23,8 @@ def tiny(**changes):
 
 def packed(model): return {n: cpu.rounded(p.numpy()) for n, p in model.named_parameters() if p.dim() > 1}
 
-def runner(model, packed=None, threads=1, size=16, kind='model', max_rows=160):
-    cache = PagedCache(model.cfg, 512 // size, size, kind=kind)
+def runner(model, packed=None, threads=1, size=16, kind='model', max_rows=160, tokens=512):
+    cache = PagedCache(model.cfg, tokens // size, size, kind=kind)
     return cpu.NumbaRunner(model, cache, packed, max_rows, threads, TorchRunner(model, cache))
 
 def table(r, n=80):
@@ -93,6 +93,25 @@ def test_int8_cache_is_torchs():
     torch.testing.assert_close(got, want, atol=2e-2, rtol=2e-2)
     for a, b in zip(r.cache.stores, cache.stores): assert (a.float() - b.float()).abs().max() <= (1 if a.dtype == torch.uint8 else 1e-2)
 
+@pytest.mark.parametrize('changes', [{}, dict(n_heads=6, n_kv_heads=2), dict(n_kv_heads=1), dict(sliding_window=150, family='mistral')], ids=['two groups', 'groups of three', 'one group', 'window'])
+@pytest.mark.parametrize('kind, tolerance', [('model', 2e-4), ('int8', 3e-2)])
+def test_contexts_of_several_parts_equal_torch(kind, tolerance, changes):
+    "Up to five parts of 64 keys, the last token with those before it or alone; two sequences at a time"
+    model = tiny(max_seq_len=512, **changes)
+    ids = [int(i) for i in np.random.default_rng(1).integers(0, 96, 300)]
+    cache, r = PagedCache(model.cfg, 64, kind=kind), runner(model, kind=kind, threads=2, max_rows=600, tokens=640)
+    for n in (64, 65, 129, 257, 300):
+        request = Request(n, ids[:n], Sampling(), 1)
+        cache.grow(request.table, n)
+        want = TorchRunner(model, cache)([Work(request, 0, n)])[0]
+        cache.free(request.table)
+        a, b = table(r, n), table(r, n)
+        whole = r.rows([(ids[:n], a, 0), (ids[:n - 1], b, 0)], [n - 1])[0]
+        alone = r.rows([(ids[n - 1:n], b, n - 1), (ids[n - 1:n], a, n - 1)], [0, 1])
+        torch.testing.assert_close(whole, want, atol=tolerance, rtol=tolerance)
+        assert (alone == whole).all(), f'{n} tokens: the last one alone is another'
+        for t in (a, b): r.cache.free(t)
+
 def test_work_is_cut_into_calls_and_put_together_again():
     model = tiny()
     P = packed(model)
@@ -130,6 +149,20 @@ def test_helper_threads_sleep_and_end_with_the_runner():
     deadline = time.time() + 10
     while threading.active_count() > before and time.time() < deadline: time.sleep(.05)
     assert threading.active_count() == before
+
+def test_machine_code_is_kept_and_loaded_without_the_compiler():
+    "A second process neither compiles nor imports what numba needs for it"
+    runner(tiny()).compile()                                 # so that the file is there
+    code = "import sys; sys.path.insert(0, 'tests/inference'); import test_cpu as t; r = t.runner(t.tiny()); fresh = r.compile(); t.pieces(r); print(fresh, [m for m in ('numba.np.linalg', 'scipy.linalg') if m in sys.modules])"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == 'False []', done.stderr
+
+def test_machine_code_of_other_sources_or_arguments_is_another(tmp_path, monkeypatch):
+    keys = {cpu._key(('int64:1',)), cpu._key(('int64:2',))}
+    changed = tmp_path / 'cpu_linear.py'
+    changed.write_bytes(Path(cpu_linear.__file__).read_bytes() + b'#')
+    monkeypatch.setattr(cpu_linear, '__file__', str(changed))
+    assert len(keys | {cpu._key(('int64:1',))}) == 3
 
 def test_nan_stays_with_its_request():
     model = tiny()
