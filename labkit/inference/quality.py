@@ -85,7 +85,7 @@ def _bars(ax, rows, values, colors, label):
     for k, ((name, v), c) in enumerate(zip(values.items(), colors)):
         bars = ax.barh([j + (k + .5) * height - .4 for j in range(len(rows))], v, height, color=c, label=name)
         ax.bar_label(bars, fmt='%.3g', fontsize=8 if len(values) == 1 else 7, padding=2)
-    ax.set_yticks(range(len(rows)), [r['scheme'] for r in rows], fontsize=9)
+    ax.set_yticks(range(len(rows)), [r['scheme'].replace(', ', ',\n', 1) for r in rows], fontsize=9)
     ax.set_xlabel(label); ax.invert_yaxis(); ax.margins(x=.15); ax.grid(False, axis='y')
     if len(values) > 1: ax.legend(fontsize=8, ncols=len(values), loc='lower center', bbox_to_anchor=(.5, 1))
 
@@ -99,7 +99,7 @@ def quality_figure(
     ppl = [r['perplexity'] if isinstance(r['perplexity'], dict) else {'': r['perplexity']} for r in rows]
     column = lambda key: {'': [r[key] for r in rows]}
     fig, ax = plt.subplot_mosaic([['ppl', 'size'], ['speed' if 'tokens_per_s' in rows[0] else 'error', 'error']], height_ratios=(1, .8) if len(ppl[0]) > 1 else (1, 1),
-                                figsize=(9, 3 + .22 * len(rows) * (1 + len(ppl[0]) / 3)))
+                                figsize=(7.2, 3 + .22 * len(rows) * (1 + len(ppl[0]) / 3)))
     _bars(ax['ppl'], rows, {t: [p[t] for p in ppl] for t in ppl[0]}, COLORS[4:] if len(ppl[0]) > 1 else [COLORS[:len(rows)]], 'perplexity')
     _bars(ax['size'], rows, column('weight_mb'), [COLORS[:len(rows)]], 'weights (MB)')
     ax['size'].tick_params(labelleft=False)
