@@ -9,7 +9,7 @@ import triton
 from labkit.core.lm import Sampling
 from labkit.inference.attention import paged_attention
 from labkit.inference.cache import PagedCache
-from labkit.inference.gpu_runner import CudaRunner
+from labkit.inference.gpu_runner import CudaRunner, Shape
 from labkit.inference.kernels import add_norm, quantize_rows, rope_write, silu_mul
 from labkit.inference.linear import Dense, Packed4
 from labkit.inference.quantize import Float8Linear, linears, put_layer, quantize_model
@@ -84,6 +84,18 @@ def attention(copy):
             del kv; torch.cuda.empty_cache()
     return rows
 
+def far(copy):
+    "One request with a long context: its keys are shared out to enough programs"
+    rows, (H, K, T) = [], (32, 8, 204_800)
+    for kind in ('model', 'int8', 'int4'):
+        kv, q = cache_of(kind, T//16, K), torch.randn(1, H, 128, device='cuda', dtype=BF16)
+        tables, tiles, size = torch.randperm(T//16, device='cuda').int().view(1, -1), torch.tensor([[0, 0, 1, T - 1]], dtype=torch.int32, device='cuda'), sum(x.nbytes for x in kv if x is not None)
+        for splits in (16, 64):
+            t = ms(graphed(lambda: paged_attention(q, kv, tables, tiles, splits)), 10)
+            rows.append(dict(kernel='far', B=1, tokens=T, heads=H, key_heads=K, kv=kind, splits=splits, us=round(1e3*t, 1), GB_per_s=round(size/t/1e6), of_copy=round(size/t/1e6/copy, 3)))
+        del kv; torch.cuda.empty_cache()
+    return rows
+
 def prompts():
     rows = []
     for n, T, K, kind in ((4, 2048, 32, 'model'), (1, 8192, 32, 'model'), (1, 8192, 8, 'int8')):
@@ -133,11 +145,29 @@ def steps(plan):
         prompt = min(_seconds(lambda: r.launch(work).tokens()) for _ in range(3))
         for B in sizes:
             work = [Work(q, 190, 1) for q in requests(B, 191, 13)]
+            r.launch(work).tokens()
             t = time.perf_counter(); r.launch(work).tokens(); recorded = time.perf_counter() - t
-            step = ms(r.graphs[r.bucket(B), True].graph.replay, 20)
+            step = ms(r.graphs[Shape(r.bucket(B)), True].graph.replay, 20)
             rows.append(dict(kernel='step', scheme=scheme, kv=kind, B=B, ms=round(step, 3), tokens_per_s=round(B/step*1e3), graph_s=round(recorded, 2), runner_s=round(built, 2), prompt_ms=round(1e3*prompt, 1)))
             print(rows[-1], flush=True)
         del m, r, cache, work; torch.cuda.empty_cache()
+    return rows
+
+def mixed():
+    "Steps in which prompts stand beside requests that write: kernels started one by one, and from a graph"
+    rows, m = [], model_of('fp8')
+    cache = PagedCache(m.cfg, 256*13 + 80, 16, BF16, 'cuda', 'int8'); r = CudaRunner(m, cache, 260, 2048)
+    writing = [Work(q, 190, 1) for q in requests(256, 191, 13)]
+    for B, n in ((0, 64), (0, 256), (0, 1024), (64, 256), (256, 64), (256, 256), (256, 1024)):
+        q, = requests(1, n, 80)
+        q.row, q.table = 256, list(range(256*13, 256*13 + 80))
+        def took(seen):
+            if not seen: r.seen.clear()
+            return _seconds(lambda: r.launch([*writing[:B], Work(q, 0, n)]).tokens())
+        took(False)
+        apart = min(took(False) for _ in range(4)); took(True)
+        rows.append(dict(kernel='mixed', scheme='fp8', kv='int8', writing=B, prompt=n, ms_one_by_one=round(1e3*apart, 1), ms=round(1e3*min(took(True) for _ in range(4)), 1)))
+        print(rows[-1], flush=True)
     return rows
 
 def _seconds(f):
@@ -153,10 +183,10 @@ def main():
     p.add_argument('--no-steps', action='store_true')
     a = p.parse_args()
     copy, rows = bandwidth(), []
-    for part in (products, attention, small): rows += part(copy)
+    for part in (products, attention, far, small): rows += part(copy)
     rows += prompts()
     for r in rows: print(r, flush=True)
-    if not a.no_steps: rows += steps(PLAN)
+    if not a.no_steps: rows += mixed() + steps(PLAN)
     print(json.dumps(dict(device=torch.cuda.get_device_name(), date=a.date, versions=dict(torch=torch.__version__, triton=triton.__version__), copy_GB_per_s=round(copy), results=rows)))
 
 if __name__ == '__main__': main()
