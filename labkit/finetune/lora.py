@@ -7,7 +7,7 @@ Docs: https://labkit.github.io/labkit/nbs/4_finetune/lora.html.md"""
 # %% auto #0
 __all__ = ['LINEARS', 'UNSUPPORTED', 'LoraConfig', 'LoRALinear', 'lora_layers', 'target_layers', 'add_lora', 'lora_parameters',
            'merge_lora', 'remove_lora', 'adapter_state', 'peft_config', 'save_adapter', 'load_lora_config',
-           'load_adapter']
+           'read_adapter', 'load_adapter']
 
 # %% ../../nbs/4_finetune/02_lora.ipynb #435b9bb8
 import json, math
@@ -191,27 +191,34 @@ def _layer_of(model: nn.Module, name: str, tensors: dict, where: Path) -> nn.Lin
     return m
 
 # %% ../../nbs/4_finetune/02_lora.ipynb #f6f46dd9
-def _pairs(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    "`{our layer name: {'A': …, 'B': …}}` of an adapter's tensors"
-    out = {}
-    for key, t in state.items():
+def read_adapter(
+    path: str | Path, # folder with `adapter_config.json` and `adapter_model.safetensors`, peft's or ours
+) -> tuple[LoraConfig, dict[str, dict[str, torch.Tensor]]]: # `{our layer name: {'A': (r, in), 'B': (out, r)}}`
+    "An adapter on disk; raises `UserError` if something is missing, damaged or contradicts the configuration"
+    path, pairs = Path(path), {}
+    cfg = load_lora_config(path)
+    for key, t in _read_weights(path).items():
         layer, _, which = key.removeprefix('base_model.model.').removesuffix('.weight').rpartition('.lora_')
-        out.setdefault(layer.removeprefix('model.'), {})[which] = t
-    return out
+        pairs.setdefault(layer.removeprefix('model.'), {})[which] = t
+    if not pairs: raise UserError(f'{path}: the adapter changes no layer')
+    for n, p in pairs.items():
+        if set(p) != {'A', 'B'}: raise UserError(f'{path}: {n} lacks A or B')
+        if any(t.dim() != 2 for t in p.values()): raise UserError(f'{path}: {n} is no matrix')
+        if (rank := len(p['A'])) != cfg.rank or p['B'].shape[1] != cfg.rank:
+            raise UserError(f'{path}: rank of {n} is {rank}, the configuration says {cfg.rank}')
+    return cfg, pairs
 
 def load_adapter(
     model: nn.Module,   # changed in place, all its weights are frozen
-    path: str | Path,   # folder with `adapter_config.json` and `adapter_model.safetensors`, peft's or ours
+    path: str | Path,   # folder, as for `read_adapter`
 ) -> LoraConfig:
     "Put a saved adapter onto its model; raises `UserError` if it belongs to another one"
-    path = Path(path); cfg = load_lora_config(path); pairs = _pairs(_read_weights(path))
+    cfg, pairs = read_adapter(path)
     if any(True for _ in lora_layers(model)): raise UserError('this model has an adapter already; merge it first')
-    if bad := [n for n, t in pairs.items() if set(t) != {'A', 'B'}]: raise UserError(f'{path}: {bad[0]} lacks A or B')
     layers = {n: _layer_of(model, n, t, path) for n, t in pairs.items()}
     model.requires_grad_(False)
     for n, m in layers.items():
         new = LoRALinear(m, cfg)
-        if new.lora_A.shape != pairs[n]['A'].shape: raise UserError(f"{path}: rank of {n} is {pairs[n]['A'].shape[0]}, the configuration says {cfg.rank}")
         new.lora_A.data.copy_(pairs[n]['A']); new.lora_B.data.copy_(pairs[n]['B'])
         _swap(model, n, new)
     return cfg
