@@ -12,6 +12,7 @@ __all__ = ['FEATURES', 'LANES', 'I8', 'I16', 'I32', 'I64', 'F16', 'F32', 'FORMAT
 
 # %% ../../nbs/5_inference/15_cpu_linear.ipynb #6c7ae38e
 from dataclasses import dataclass
+from functools import partial
 import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
@@ -44,7 +45,7 @@ def op(b, name, *vs): return call(b, f'llvm.{name}.v{vs[0].type.count}f32', vs[0
 
 def tree(b, vs):
     "Sum of vectors, or of the lanes of one: first half and second half together, until one is left. The order that all sums have"
-    if not isinstance(vs, list): return tree(b, [b.extract_element(vs, ir.Constant(I32, i)) for i in range(vs.type.count)]) if vs.type.count < 4 else tree(b, b.fadd(*(pick(b, vs, r) for r in (range(vs.type.count // 2), range(vs.type.count // 2, vs.type.count)))))
+    if not isinstance(vs, list): vs = [b.extract_element(vs, ir.Constant(I32, i)) for i in range(vs.type.count)]
     while len(vs) > 1: vs = [b.fadd(x, y) for x, y in zip(vs[:len(vs) // 2], vs[len(vs) // 2:])]
     return vs[0]
 
@@ -129,11 +130,11 @@ def _tile(f: int, B: int):
         for j, a in enumerate(acc): store(b, b.load(a), b.add(out, times(b, out_stride, j)))
     return tile
 
-def _tile_f32(R: int, B: int):
-    "R rows of float32 at w times B vectors at x, eight numbers at a time"
+def _tile_f32(B: int):
+    "Four rows of float32 at w, 32 n numbers each, times B vectors at x, eight numbers at a time"
     @emit
-    def tile(b, w, w_stride, n, x, x_stride, out, out_stride):
-        rows, xs = [b.add(w, times(b, w_stride, i)) for i in range(R)], [b.add(x, times(b, x_stride, j)) for j in range(B)]
+    def tile(b, w, n, x, x_stride, out, out_stride):
+        rows, xs = [b.add(w, times(b, n, 128 * i)) for i in range(4)], [b.add(x, times(b, x_stride, j)) for j in range(B)]
         acc = [[cgutils.alloca_once_value(b, const(F32, 0.0, 8)) for _ in xs] for _ in rows]
         with cgutils.for_range(b, times(b, n, 4)) as loop:
             here = times(b, loop.index, 32)
@@ -159,15 +160,15 @@ def round_row(b, x, n, out):
         for at, y in ((0, d), (4, b.fmul(d, b.sitofp(total, F32))), (8, total)): store(b, y, meta, at)
 
 # %% ../../nbs/5_inference/15_cpu_linear.ipynb #fc0c2986
-def _rows_of(f: int):
-    "A compiled function: LANES packed rows times B vectors, unpacked once for each tile of 8 or 4 vectors"
-    one, four, eight = (_tile(f, B) for B in (1, 4, 8))
+def _rows_of(tile, most: int):
+    "A compiled function: the rows of a tile times B vectors, unpacked once for each tile of `most` or 4 vectors"
+    one, four, many = (tile(B) for B in (1, 4, most))
     @njit(nogil=True, error_model='numpy')
     def rows(w, n, x, x_stride, out, out_stride, B):
         b = 0
-        while b + 8 <= B:
-            eight((w, n, x + b * x_stride, x_stride, out + b * out_stride, out_stride))
-            b += 8
+        while b + most <= B:
+            many((w, n, x + b * x_stride, x_stride, out + b * out_stride, out_stride))
+            b += most
         if b + 4 <= B:
             four((w, n, x + b * x_stride, x_stride, out + b * out_stride, out_stride))
             b += 4
@@ -176,36 +177,24 @@ def _rows_of(f: int):
             b += 1
     return rows
 
-_rows_q4_0, _rows_q4_1, _rows_q8_0, _rows_w4 = (_rows_of(f) for f in range(1, len(FORMATS)))
-_one_f32, _four_f32 = _tile_f32(4, 1), _tile_f32(4, 4)
-
-@njit(nogil=True, error_model='numpy')
-def _rows_f32(w, w_stride, n, x, x_stride, out, out_stride, B):
-    b = 0
-    while b + 4 <= B:
-        _four_f32((w, w_stride, n, x + b * x_stride, x_stride, out + b * out_stride, out_stride))
-        b += 4
-    while b < B:
-        _one_f32((w, w_stride, n, x + b * x_stride, x_stride, out + b * out_stride, out_stride))
-        b += 1
-
+_rows_q4_0, _rows_q4_1, _rows_q8_0, _rows_w4 = (_rows_of(partial(_tile, f), 8) for f in range(1, len(FORMATS)))
+_rows_f32 = _rows_of(_tile_f32, 4)
 TOKENS = 64 # vectors that stay in the second cache while a thread goes through its rows
 
 @njit(nogil=True, error_model='numpy')
 def matmul(m, r0, r1, x, x_stride, out, out_stride, B):
     "out[b, r] = W[r] · x[b] for rows r0 … r1 of the matrix that `m` describes; x (as they are for f32, else rounded) and out are addresses, strides in bytes"
     f, w, stride, n = m[0], m[1], m[2], m[3]
+    unit = LANES if f else 4
     for b in range(0, B, TOKENS):
         xb, ob, nb = x + b * x_stride, out + b * out_stride, min(TOKENS, B - b)
-        if f == 0:
-            for r in range(r0, r1, 4): _rows_f32(w + r * stride, stride, n, xb, x_stride, ob + 4 * r, out_stride, nb)
-        for r in range(r0 if f > 0 else r1, r1, LANES):
-            a, o = w + r // LANES * stride, ob + 4 * r
-            if f == 1: _rows_q4_0(a, n, xb, x_stride, o, out_stride, nb)
+        for r in range(r0, r1, unit):
+            a, o = w + r // unit * stride, ob + 4 * r
+            if f == 0: _rows_f32(a, n, xb, x_stride, o, out_stride, nb)
+            elif f == 1: _rows_q4_0(a, n, xb, x_stride, o, out_stride, nb)
             elif f == 2: _rows_q4_1(a, n, xb, x_stride, o, out_stride, nb)
             elif f == 3: _rows_q8_0(a, n, xb, x_stride, o, out_stride, nb)
             else: _rows_w4(a, n, xb, x_stride, o, out_stride, nb)
-
 
 # %% ../../nbs/5_inference/15_cpu_linear.ipynb #5a4f3f62
 @dataclass(frozen=True)
@@ -216,8 +205,8 @@ class Packed:
     columns: int
     @property
     def kind(self) -> int: return FORMATS.index(self.format)
-    def describe(self, data: np.ndarray) -> list[int]: # what the compiled step knows of it: format, address, bytes of a row or of LANES rows, blocks a row
-        return [self.kind, data.ctypes.data, self.data.strides[0] * (LANES if self.kind else 1), self.columns // 32]
+    def describe(self, data: np.ndarray) -> list[int]: # what the compiled step knows of it: format, address, bytes of LANES rows (of four in float32), blocks a row
+        return [self.kind, data.ctypes.data, self.data.strides[0] * (LANES if self.kind else 4), self.columns // 32]
 
 def _interleave(p: Packed, out: np.ndarray):
     "Blocks of LANES rows side by side: all scales, all minima, then four bytes of each row in turn"
@@ -258,7 +247,7 @@ def _scale_at(f, addr, out):
 def unpack_row(m, r, out, one, byte):
     "Row r of the matrix that `m` describes, as float32 (n); `one` (1) float32 and `byte` (1) int64 are scratch"
     f, lane = m[0], r % LANES
-    row = m[1] + (r // LANES if f else r) * m[2]
+    row = m[1] + (r // LANES * m[2] if f else 128 * r * m[3])
     for i in range(m[3] if f else 0):
         block = row + i * BLOCK[f] * LANES
         scale = _scale_at(f, block + lane * META[f], one)

@@ -167,7 +167,7 @@ def _key(kinds: tuple[str, ...]) -> str:
 
 def _folder() -> Path:
     "Where machine code is kept: as for numba's own, `NUMBA_CACHE_DIR`, or beside the modules"
-    own = Path(__file__).parent
+    own = Path(cpu_step.__file__).parent
     return Path(numba.config.CACHE_DIR or (own / '__pycache__' if os.access(own, os.W_OK) else Path.home() / '.cache' / 'labkit'))
 
 def _compile(kinds: tuple[str, ...]) -> bytes:

@@ -6,8 +6,8 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/cpu_step.html.md"""
 
 # %% auto #0
 __all__ = ['ROUNDS', 'STEPS', 'STOP', 'COUNTERS', 'HIDDEN', 'CHUNK', 'FEW', 'barrier', 'share', 'attend_part', 'attend_many',
-           'prepare', 'heads_part', 'attention_part', 'join_parts', 'add_part', 'feed_forward_part', 'prepare_for',
-           'serve']
+           'read_by', 'prepare', 'prepare_for', 'heads_part', 'attention_part', 'join_parts', 'add_part',
+           'feed_forward_part', 'serve']
 
 # %% ../../nbs/5_inference/16_cpu_step.ipynb #6dc76995
 import math
@@ -54,7 +54,7 @@ def share(n, t, n_threads, unit):
     u = n // unit
     return u * t // n_threads * unit, u * (t + 1) // n_threads * unit
 
-# %% ../../nbs/5_inference/16_cpu_step.ipynb #4cb2ea41
+# %% ../../nbs/5_inference/16_cpu_step.ipynb #bff3f0be
 HIDDEN, CHUNK = -3e38, 64 # score of what a query may not see: its weight is 0; keys that are one part of the sum
 
 def _eight(b, addr, i): return load(b, addr, 32 * i, vec(F32, 8))
@@ -78,6 +78,7 @@ def _scores_one(b, q, keys, d, out):
         for t, a in enumerate(acc): b.store(op(b, 'fma', v, _eight(b, b.add(b.add(keys, here), times(b, d, 4 * t)), 0), b.load(a)), a)
     store(b, _sums(b, [b.load(a) for a in acc]), out)
 
+# %% ../../nbs/5_inference/16_cpu_step.ipynb #338a1cab
 @emit
 def _scores_many(b, q, keys, d, out):
     "Products of LANES queries (d, LANES) with eight keys (8, d): (8, LANES). The same sums in the same order"
@@ -92,6 +93,7 @@ def _scores_many(b, q, keys, d, out):
                 for k, line in zip(ks, acc): b.store(op(b, 'fma', v, spread(b, _number(b, b.add(k, at), i)), b.load(line[i])), line[i])
         for t, line in enumerate(acc): store(b, tree(b, [b.load(a) for a in line]), o, 4 * LANES * t)
 
+# %% ../../nbs/5_inference/16_cpu_step.ipynb #f36b1113
 def _softmax(b, scores, n, total, width, mask):
     "Weights in place of 8n scores, `width` queries side by side (1: eight scores side by side); their sum at `total`, the highest score behind it"
     wide = max(width, 8) if width == 1 else width
@@ -128,6 +130,7 @@ def _softmax_many(b, scores, n, total, first, pos, window):
         return b.select(b.and_(b.icmp_signed('>=', far, const(I32, 0)), b.icmp_signed('<', far, near)), v, const(F32, HIDDEN))
     _softmax(b, scores, n, total, LANES, mask)
 
+# %% ../../nbs/5_inference/16_cpu_step.ipynb #7d1029d0
 def _values(many: bool, N: int):
     "Adds weights · N values (N, d) to out: of one query, weights (N) and out (d), or of LANES, weights (N, LANES) and out (d, LANES)"
     n = LANES if many else 8
@@ -144,16 +147,9 @@ def _values(many: bool, N: int):
                 store(b, acc, o, 4 * LANES * i)
     return values
 
-@emit
-def _clear(b, at, n):
-    "8n zeros"
-    with cgutils.for_range(b, n) as loop: store(b, const(F32, 0.0, 8), b.add(at, times(b, loop.index, 32)))
+_values_one, _values_one8, _values_many, _values_many8 = _values(False, 1), _values(False, 8), _values(True, 1), _values(True, 8)
 
-@emit
-def _hide(b, scores, i, j):
-    "Scores i … j are of keys that the query may not see"
-    with cgutils.for_range(b, b.sub(j, i)) as loop: store(b, ir.Constant(F32, float(np.float32(HIDDEN))), b.add(scores, times(b, b.add(i, loop.index), 4)))
-
+# %% ../../nbs/5_inference/16_cpu_step.ipynb #f0d31ae8
 def _join(many: bool):
     "Adds a part to another one: sums (d) or (d, LANES), and behind them the total of the weights and the highest score"
     w, n = (LANES, LANES) if many else (1, 8)
@@ -174,12 +170,15 @@ def _join(many: bool):
             store(b, add(*(load(b, b.add(a, here), 0, vec(F32, n)) for a in (part, other))), b.add(part, here))
     return join
 
+_join_one, _join_many = _join(False), _join(True)
+
 @emit
 def _divide(b, part, d, out):
     with cgutils.for_range(b, b.udiv(d, i64(8))) as loop:
         at = times(b, loop.index, 32)
         store(b, b.fdiv(load(b, b.add(part, at), 0, vec(F32, 8)), spread(b, load(b, b.add(part, times(b, d, 4)), 0, F32), 8)), b.add(out, at))
 
+# %% ../../nbs/5_inference/16_cpu_step.ipynb #adc1bc70
 @emit
 def _turn(b, q, stride, n, d, out):
     "Queries (n, d) to (d, LANES)"
@@ -193,8 +192,15 @@ def _turn_back(b, sums, total, n, d, out, stride):
         t = load(b, b.add(total, times(b, row.index, 4)), 0, F32)
         with cgutils.for_range(b, d) as col: store(b, b.fdiv(load(b, b.add(b.add(sums, times(b, row.index, 4)), times(b, col.index, 4 * LANES)), 0, F32), t), b.add(b.add(out, b.mul(stride, row.index)), times(b, col.index, 4)))
 
-_values_one, _values_one8, _values_many, _values_many8 = _values(False, 1), _values(False, 8), _values(True, 1), _values(True, 8)
-_join_one, _join_many = _join(False), _join(True)
+@emit
+def _clear(b, at, n):
+    "8n zeros"
+    with cgutils.for_range(b, n) as loop: store(b, const(F32, 0.0, 8), b.add(at, times(b, loop.index, 32)))
+
+@emit
+def _hide(b, scores, i, j):
+    "Scores i … j are of keys that the query may not see"
+    with cgutils.for_range(b, b.sub(j, i)) as loop: store(b, ir.Constant(F32, float(np.float32(HIDDEN))), b.add(scores, times(b, b.add(i, loop.index), 4)))
 
 # %% ../../nbs/5_inference/16_cpu_step.ipynb #adc6bfa5
 @njit(nogil=True, error_model='numpy')
@@ -242,14 +248,26 @@ def attend_many(q, q_stride, n, d, kv, layer, table, head, pos, window, scores, 
         if lo > start: _join_many((all_sums, sums, d))
     _turn_back((all_sums, all_sums + wide * d, n, d, out, q_stride))
 
-# %% ../../nbs/5_inference/16_cpu_step.ipynb #73f3ac26
+# %% ../../nbs/5_inference/16_cpu_step.ipynb #441b4366
+@njit(nogil=True, error_model='numpy')
+def read_by(m, x, room):
+    "Address and stride of what the matrix `m` multiplies: x (B, n), or if it is packed, x rounded in `room`"
+    return (room.ctypes.data, room.strides[0]) if m[0] else (x.ctypes.data, x.strides[0])
+
 @njit(nogil=True, error_model='numpy')
 def prepare(lo, hi, m, x, room):
-    "Round rows lo … hi of x (B, n) into `room` if the matrix `m` is packed; address and stride of what it multiplies"
-    if m[0] == 0: return x.ctypes.data, 4 * x.strides[0] // 4
-    for b in range(lo, hi): round_row((x[b].ctypes.data, x.shape[1] // 32, room[b].ctypes.data))
-    return room.ctypes.data, room.strides[0]
+    "Round rows lo … hi of x (B, n) into `room` if the matrix `m` is packed; see `read_by`"
+    if m[0]:
+        for b in range(lo, hi): round_row((x[b].ctypes.data, x.shape[1] // 32, room[b].ctypes.data))
+    return read_by(m, x, room)
 
+@njit(nogil=True, error_model='numpy')
+def prepare_for(lo, hi, ms, y, room):
+    "Rows lo … hi of y in the form that the first packed one of several matrices reads; the others read the same"
+    for j in range(len(ms)):
+        if ms[j, 0]: prepare(lo, hi, ms[j], y, room); break
+
+# %% ../../nbs/5_inference/16_cpu_step.ipynb #f9483644
 @njit(nogil=True, error_model='numpy', fastmath=True)
 def heads_part(t, nt, layer, mats, y, room, q, kv_new, bias, qk_norm, has_norm, eps, cos, sin, pos, seq, tables, kv, two):
     "Queries, keys and values of thread t's heads: product, bias, norm, rotation; keys and values go straight into the cache"
@@ -258,10 +276,9 @@ def heads_part(t, nt, layer, mats, y, room, q, kv_new, bias, qk_norm, has_norm, 
     h0, h1 = share(H + 2 * K, t, nt, 1)
     factor = np.float32(1 / math.sqrt(d))
     for h in range(h0, h1):
-        which = 0 if h < H else (1 if h < H + K else 2)
-        head = h if which == 0 else (h - H if which == 1 else h - H - K)
+        which, head = (0, h) if h < H else (1 + (h - H) // K, (h - H) % K)
         buf, m = q if which == 0 else kv_new[which - 1], mats[which]
-        x, xs = (room.ctypes.data, room.strides[0]) if m[0] else (y.ctypes.data, y.strides[0])
+        x, xs = read_by(m, y, room)
         matmul(m, head * d, head * d + d, x, xs, buf.ctypes.data, buf.strides[0], B)
         for b in range(B):
             v, p = buf[b, head * d:head * d + d], pos[b]
@@ -270,6 +287,7 @@ def heads_part(t, nt, layer, mats, y, room, q, kv_new, bias, qk_norm, has_norm, 
             if which < 2: rotate(v, cos[p], sin[p], factor if which == 0 else np.float32(1))
             if which > 0: keep(kv, which - 1, layer, tables[seq[b], p // kv[6]], head, p % kv[6], v, two)
 
+# %% ../../nbs/5_inference/16_cpu_step.ipynb #3d4da598
 @njit(nogil=True, error_model='numpy')
 def attention_part(layer, H, K, tasks, n_tasks, parts, sync, q, kv, pos, seq, tables, window, scores, room, att):
     "Attention of whatever tasks and heads of keys are still to do; who is free takes the next"
@@ -300,6 +318,7 @@ def join_parts(lo, hi, H, tasks, n_tasks, parts, room, att):
                 j += 1
             _divide((room, d, att[b].ctypes.data + 4 * h * d))
 
+# %% ../../nbs/5_inference/16_cpu_step.ipynb #6c9277b1
 @njit(nogil=True, error_model='numpy')
 def add_part(t, nt, m, y, ys, x, buf, bias):
     "x += W y + bias for thread t's rows"
@@ -314,16 +333,9 @@ def feed_forward_part(t, nt, mats, y, room, gate, up):
     r0, r1 = share(gate.shape[1], t, nt, LANES)
     for j in range(2):
         m, o = mats[4 + j], up if j else gate
-        x, xs = (room.ctypes.data, room.strides[0]) if m[0] else (y.ctypes.data, y.strides[0])
+        x, xs = read_by(m, y, room)
         matmul(m, r0, r1, x, xs, o.ctypes.data, o.strides[0], len(y))
     for b in range(len(y)): silu_times((gate[b, r0:].ctypes.data, up[b, r0:].ctypes.data, r1 - r0))
-
-@njit(nogil=True, error_model='numpy')
-def prepare_for(lo, hi, ms, y, room):
-    "Rows lo … hi of y in the form that the first packed one of several matrices reads; the others read the same"
-    for j in range(len(ms)):
-        if ms[j, 0]: prepare(lo, hi, ms[j], y, room); break
-
 
 # %% ../../nbs/5_inference/16_cpu_step.ipynb #4afee53f
 FEW = 4 # rows: up to so many, each thread prepares all of them for itself rather than wait for the others
