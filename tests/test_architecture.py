@@ -48,3 +48,11 @@ def test_no_function_is_long():
         for n in ast.walk(ast.parse(p.read_text())):
             if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and not _is_kernel(n) and n.end_lineno - n.lineno + 1 > 50: long.append(f'{p.name}:{n.lineno} {n.name}')
     assert not long
+
+ENGINE = 'cache quantize sampling gpu_sampling prefix scheduler stream runner kernels attention linear gpu_runner speculate grammar request backend engine'
+
+def test_the_engine_can_be_read_in_an_afternoon():
+    "From a prompt to its tokens on a GPU, with 4-bit weights, guesses and grammars; no module is longer than a lab can explain"
+    lines = {p.stem: len(p.read_text().splitlines()) for p in (ROOT/'labkit/inference').glob('*.py')}
+    assert sum(lines[m] for m in ENGINE.split()) <= 4000
+    assert not {m: n for m, n in lines.items() if n > 400}

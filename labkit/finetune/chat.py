@@ -202,7 +202,7 @@ def encode_prompt(
     add_generation_prompt: bool = True,   # as for `render`
 ) -> list[int]:
     "Ids of the rendered conversation; a marker such as `<|im_end|>` written inside a message stays text and can't forge a turn"
-    if isinstance(messages, str) or not all(isinstance(m, dict) and isinstance(m.get('role'), str) for m in messages): raise TemplateError(f"messages are a list of {{'role': …, 'content': …}}, not {messages!r:.80}")
+    if not isinstance(messages, (list, tuple)) or not all(isinstance(m, dict) and isinstance(m.get('role'), str) for m in messages): raise TemplateError(f"messages are a list of {{'role': …, 'content': …}}, not {messages!r:.80}")
     marks = _markers(tokenizer)
     text = well_formed(render(_shield(messages, marks), tokenizer, _shield(tools, marks), add_generation_prompt))
     return _encode_shielded(text, marks, tokenizer)[0]

@@ -71,11 +71,11 @@ def make_cache(
 ) -> PagedCache:
     "An empty cache for a model's keys and values"
     p = next(model.parameters())
-    new = lambda n: PagedCache(model.cfg, n, s.block_size, p.dtype, p.device, kind='model' if s.kv == 'auto' else s.kv)
-    try: return new(blocks or s.blocks)
+    new = lambda n, device: PagedCache(model.cfg, n, s.block_size, p.dtype, device, kind='model' if s.kv == 'auto' else s.kv)
+    try: return new(blocks or s.blocks, p.device)
     except (RuntimeError, MemoryError, OverflowError):
-        size = human(s.cache_tokens * new(1).bytes_per_token, 'B')
-        raise UserError(f'[inference] cache_tokens = {s.cache_tokens}: a cache of {size} has no room on {p.device}; make it smaller, or set kv = int8') from None
+        size = human(s.blocks * s.block_size * new(1, 'meta').bytes_per_token, 'B')
+        raise UserError(f'[inference] cache_tokens = {s.cache_tokens}: a cache of {size} in blocks of block_size = {s.block_size} has no room on {p.device}; make it smaller, or set kv = int8') from None
 
 def fitted(
     s: EngineSettings,

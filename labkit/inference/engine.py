@@ -28,7 +28,7 @@ from .request import Delta, Job, Journal, Output, PromptTooLong, RequestFailed, 
 from .runner import reach
 from .sampling import Choice, NotFinite, check_sampling, likeliest, with_logprobs
 from .scheduler import Preemption, Request, Scheduler, Work
-from .score import Scorer, mean_states, pair_ids
+from .score import Scorer, as_pair, mean_states, pair_ids
 from .speculate import verify
 
 # %% ../../nbs/5_inference/27_engine.ipynb #ba3b1f79
@@ -55,7 +55,7 @@ class Engine:
         else: self.cache = make_cache(model, s); self._start_runner()
         self.prefix = PrefixCache(self.cache) if s.prefix else None
         grow = partial(reach, model.rope.cfg, limit=s.max_context)              # of rotary frequencies
-        swap = Preemption('swap', int(s.swap_gb * 1e9)) if s.swap_gb else Preemption()
+        swap = Preemption('swap', s.swap_gb * 1e9) if s.swap_gb else Preemption()
         self.scheduler = Scheduler(self.cache, s.max_batch, s.step_tokens, self.prefix, reach=grow, preemption=swap)
         self.score = Scorer(lambda work: self.runner(work), self.cache, self.scheduler.free_blocks, s.step_tokens, grow, self._quiet)
         self._ids_of = partial(prompt_ids, tokenizer=tokenizer, vocab_size=model.cfg.vocab_size, room=s.room)
@@ -111,7 +111,7 @@ def open(cls: Engine,
 def _new_job(self: Engine, prompt, params: Sampling, outbox=None, whole=False, priority=0, session=None, adapter=None) -> Job:
     check_sampling(params, self._model.cfg.vocab_size)
     check_place(priority, session, adapter, self.prefix is not None)
-    if adapter:
+    if adapter is not None:
         with self._lock: self.adapters.acquire(adapter); self.adapters.release(adapter) # is it there?
     ids = self._ids_of(prompt)
     with self._intake: id, seed = next(self._ids), int(torch.randint(2**62, (), generator=self._seeds))
@@ -340,7 +340,7 @@ def loglikelihood(self: Engine,
     pairs: Sequence[tuple[str, str]], # (context, continuation)
 ) -> list[tuple[float, bool]]:
     "Sum of log p(continuation | context) in nats, and whether greedy decoding would write the continuation"
-    return self.score.sums([pair_ids(*p, self._ids_of, self.tokenizer) for p in pairs])
+    return self.score.sums([pair_ids(*as_pair(p), self._ids_of, self.tokenizer) for p in several(pairs)])
 
 @patch
 def token_scores(self: Engine,
@@ -349,7 +349,7 @@ def token_scores(self: Engine,
 ) -> list[tuple[float, bool, dict]]: # of every token but the first: log-probability in nats, is it greedy, the likeliest alternatives
     "How likely each token of a given text is after those before it"
     first, *rest = self._ids_of(ids)
-    if not 0 <= top <= self._model.cfg.vocab_size: raise UserError(f'top = {top}: expected 0 to {self._model.cfg.vocab_size}, the tokens that there are')
+    if not isinstance(top, int) or not 0 <= top <= self._model.cfg.vocab_size: raise UserError(f'top = {top}: expected 0 to {self._model.cfg.vocab_size}, the tokens that there are')
     return self.score([([first], [rest])], top)[0][0] if rest else []
 
 @patch
@@ -390,12 +390,10 @@ def load_weights(self: Engine,
 def stats(self: Engine) -> dict:
     "What the engine has done and how full it is"
     with self._lock:
-        s, c, n = self.scheduler, self.cache, self._counts
-        used = c.n_blocks - c.pool.n_free - c.pool.n_idle
-        kv = c.kind if c.quantized else str(c.k.dtype)[6:]
-        who = dict(model=self.model_name, backend=self.runner.name, backend_reason=self.backend_reason, weights=self.runner.weights, device=str(c.k.device), kv=kv)
-        now = dict(running=len(s.running), waiting=len(s.waiting) + len(self._inbox), preemptions=s.n_preempted)
+        s, c, p, n = self.scheduler, self.cache, self.prefix, self._counts
+        used, kv = c.n_blocks - c.pool.n_free - c.pool.n_idle, c.kind if c.quantized else str(c.k.dtype)[6:]
         speed = (n['prompt_tokens'] + n['generated_tokens']) / n['busy_s'] if n['busy_s'] else 0.
-        room = dict(cache_blocks=c.n_blocks, cache_blocks_used=used, cache_use=used / c.n_blocks, cache_blocks_kept=c.pool.n_idle, cache_bytes=c.nbytes, max_context=self.capacity)
-        shared = dict(prefix_queries=self.prefix.queries, prefix_hits=self.prefix.hits) if self.prefix else dict(prefix_queries=0, prefix_hits=0)
-        return who | now | n | dict(tokens_per_s=speed) | room | shared
+        return dict(model=self.model_name, backend=self.runner.name, backend_reason=self.backend_reason, weights=self.runner.weights, device=str(c.k.device), kv=kv,
+                    running=len(s.running), waiting=len(s.waiting) + len(self._inbox), preemptions=s.n_preempted, **n, tokens_per_s=speed, max_context=self.capacity,
+                    cache_blocks=c.n_blocks, cache_blocks_used=used, cache_use=used / c.n_blocks, cache_blocks_kept=c.pool.n_idle, cache_bytes=c.nbytes,
+                    prefix_queries=p.queries if p else 0, prefix_hits=p.hits if p else 0)

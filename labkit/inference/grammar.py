@@ -86,9 +86,10 @@ def _source(kind: str, text: str) -> str:
     if kind == 'regex': return LLMatcher.grammar_from_regex(text)
     if kind == 'grammar': return LLMatcher.grammar_from_lark(text)
     try: schema = json.loads(text)
-    except json.JSONDecodeError as e: raise BadGrammar(f'json_schema is no JSON: {e}') from None
+    except (ValueError, RecursionError) as e: raise BadGrammar(f'json_schema is no JSON: {e}') from None
     if not isinstance(schema, dict): raise BadGrammar(f'json_schema is {type(schema).__name__}, expected an object such as {{"type": "object"}}')
-    return LLMatcher.grammar_from_json_schema(schema, overrides=_SPACES)
+    try: return LLMatcher.grammar_from_json_schema(schema, overrides=_SPACES)
+    except ValueError as e: raise BadGrammar(f'json_schema: {e}') from None
 
 def _reason(message: str) -> str:
     "What is wrong, without the lines that show it in llguidance's form"

@@ -11,7 +11,7 @@ __all__ = ['PromptTooLong', 'RequestFailed', 'check_place', 'several', 'widest',
 # %% ../../nbs/5_inference/25_request.ipynb #75bf9ec0
 import json, math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Integral
@@ -42,7 +42,7 @@ def check_place(priority: int, session: str | None, adapter: str | None, prefix:
 
 def several(prompts: Sequence) -> Sequence:
     "The same prompts; raises `UserError` for one text alone, which is a sequence too"
-    if isinstance(prompts, str): raise UserError(f'expected a list of texts, found the text {prompts[:60]!r}; put it into brackets')
+    if isinstance(prompts, str) or not isinstance(prompts, Iterable): raise UserError(f'expected a list of texts, found {prompts!r:.60}; put it into brackets')
     return prompts
 
 _FOLDS = dict(NFC=4, Prepend=1, ByteLevel=1, Digits=1, Metaspace=1) # characters that these steps of a tokenizer make one of, at most (ᾂ is four)
@@ -76,7 +76,7 @@ def prompt_ids(
     room_for = f'context and cache have room for {room}, of which at least one is for the answer'
     if isinstance(prompt, str) and len(prompt) > 64 * room and len(prompt) > widest(tokenizer) * room: # to make tokens of it would take seconds
         raise PromptTooLong(f'the prompt has {len(prompt):,} characters, which are more than {room} tokens whatever they are; {room_for}')
-    try: ids = tokenizer.encode(well_formed(prompt), special=True) if isinstance(prompt, str) else [index(t) for t in prompt]
+    try: ids = tokenizer.encode(well_formed(prompt), special=True) if isinstance(prompt, str) else [index(t) for t in (None if isinstance(prompt, bytes) else prompt)]
     except TypeError: raise UserError(f'a prompt is a text or a sequence of token ids, not {prompt!r:.60}') from None
     first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     if not ids and first is None: raise UserError('the prompt is empty and the model has no token to begin with')
@@ -91,7 +91,7 @@ def grammar_state(
 ):             # state of a `Grammar`, or None
     "The beginning of the grammar that a request asks for; compiled in the caller's thread"
     from labkit.inference.grammar import compile
-    return next((compile(kind, text, tokenizer).start() for kind in ('json_schema', 'regex', 'grammar') if (text := getattr(p, kind)) is not None), None)
+    return next((compile(kind, well_formed(text), tokenizer).start() for kind in ('json_schema', 'regex', 'grammar') if (text := getattr(p, kind)) is not None), None)
 
 # %% ../../nbs/5_inference/25_request.ipynb #2d0feccd
 @dataclass(frozen=True)
@@ -163,7 +163,9 @@ class Journal:
     "A file of all that came into an engine, and before which step"
     def __init__(self,
         path: str | Path, # it is written anew
-    ): self.file = Path(path).open('w', encoding='utf-8', buffering=1)
+    ):
+        try: self.file = Path(path).open('w', encoding='utf-8', buffering=1)
+        except OSError as e: raise UserError(f'the journal {path} cannot be written: {e.strerror}') from None
     def _note(self, **event): print(json.dumps(event, ensure_ascii=False), file=self.file)
     def arrival(self, step: int, r: Request) -> None:
         "A request, with the seed that it draws from"
@@ -171,6 +173,10 @@ class Journal:
     def abort(self, step: int, id: int) -> None: self._note(step=step, abort=id)
 
 def _thaw(x): return tuple(map(_thaw, x)) if isinstance(x, list) else x # JSON has no tuples
+
+def _event(e: dict) -> tuple: # step, a request's number, and what `Engine.add` wants; None: it left
+    if 'abort' in e: return index(e['step']), e['abort'], None
+    return index(e['step']), e['add'], (e['prompt'], Sampling(**{k: _thaw(v) for k, v in e['params'].items()}), e['priority'], e['session'], e['adapter'])
 
 def replay(
     engine,            # a new `Engine`, with model and settings of the one that wrote the journal
@@ -180,11 +186,11 @@ def replay(
     new, out = {}, {}
     def step():
         for o in engine.step(): out[o.id] = out.get(o.id, ()) + o.tokens
-    try: events = list(read_jsonl(path))
-    except (OSError, ValueError) as e: raise UserError(f'this journal cannot be replayed: {e}') from None
-    for e in events:
-        while engine.scheduler.step < e['step']: step()
-        if 'abort' in e: engine.abort(new[e['abort']])
-        else: new[e['add']] = engine.add(e['prompt'], Sampling(**{k: _thaw(v) for k, v in e['params'].items()}), e['priority'], e['session'], e['adapter'])
+    try: events = [_event(e) for e in read_jsonl(path)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e: raise UserError(f'this journal cannot be replayed: {type(e).__name__}: {e}') from None
+    for when, id, request in events:
+        while engine.scheduler.step < when: step()
+        if request: new[id] = engine.add(*request)
+        elif id in new: engine.abort(new[id])
     while engine.has_work: step()
     return {old: out.get(i, ()) for old, i in new.items()}

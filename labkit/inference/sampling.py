@@ -27,20 +27,22 @@ def check_sampling(
 ) -> None:
     "Raise `BadSampling` for a parameter outside its range, with the range"
     if not isinstance(p, Sampling): raise BadSampling(f'expected a Sampling, found {type(p).__name__}: {p!r:.60}')
-    whole, real = (lambda low, high=math.inf: lambda x: isinstance(x, Integral) and low <= x <= high), (lambda low, high=math.inf: lambda x: isinstance(x, Real) and low <= x <= high and math.isfinite(x))
+    whole = lambda low, high=math.inf: lambda x: isinstance(x, Integral) and low <= x <= high
+    real = lambda low, high=1e30: lambda x: isinstance(x, Real) and low <= x <= high             # scores are float32, which ends at 3e38 and begins at 1e-38
     text = lambda x: x is None or isinstance(x, str)
-    bias = lambda pairs: isinstance(pairs, (tuple, list)) and all(isinstance(p, (tuple, list)) and len(p) == 2 and whole(0, vocab_size - 1)(p[0]) and isinstance(p[1], Real) and p[1] < math.inf for p in pairs)
-    stops = lambda texts: isinstance(texts, (tuple, list)) and all(isinstance(t, str) and t for t in texts)
-    rules = dict(max_tokens=(whole(1), 'a whole number ≥ 1'), temperature=(real(0), 'a number ≥ 0 (0: greedy)'), top_p=(lambda x: real(0, 1)(x) and x > 0, 'a number in (0, 1]'), top_k=(whole(0), 'a whole number ≥ 0 (0: all)'),
-        min_p=(real(0, 1), 'a number in [0, 1]'), logprobs=(lambda x: x is None or whole(0, vocab_size)(x), f'None or a whole number from 0 to {vocab_size}'), repetition_penalty=(lambda x: real(0)(x) and x > 0, 'a number > 0 (1: none)'),
-        presence_penalty=(real(-math.inf), 'a number'), frequency_penalty=(real(-math.inf), 'a number'), seed=(lambda x: x is None or whole(-2**63, 2**64 - 1)(x), 'None or a whole number of 64 bits'),
-        min_tokens=(lambda x: whole(0, p.max_tokens)(x), f'a whole number from 0 to max_tokens, {p.max_tokens}'), logit_bias=(bias, f'a tuple of pairs (token id below {vocab_size}, number)'), stop=(stops, 'a tuple of texts of at least one character'),
+    pair = lambda x: isinstance(x, (tuple, list)) and len(x) == 2 and whole(0, vocab_size - 1)(x[0]) and real(-math.inf)(x[1])
+    every = lambda fits: lambda xs: isinstance(xs, (tuple, list)) and all(map(fits, xs))
+    rules = dict(max_tokens=(whole(1), 'a whole number ≥ 1'), temperature=(real(0), 'a number from 0 (greedy) to 1e30'), top_p=(real(1e-30, 1), 'a number from 1e-30 to 1 (1: all)'),
+        top_k=(whole(0), 'a whole number ≥ 0 (0: all)'), min_p=(real(0, 1), 'a number in [0, 1]'), repetition_penalty=(real(1e-30), 'a number from 1e-30 to 1e30 (1: none)'),
+        presence_penalty=(real(-1e30), 'a number from -1e30 to 1e30'), frequency_penalty=(real(-1e30), 'a number from -1e30 to 1e30'),
+        logprobs=(lambda x: x is None or whole(0, vocab_size)(x), f'None or a whole number from 0 to {vocab_size}'), seed=(lambda x: x is None or whole(-2**63, 2**64 - 1)(x), 'None or a whole number of 64 bits'),
+        min_tokens=(lambda x: whole(0, p.max_tokens)(x), f'a whole number from 0 to max_tokens, {p.max_tokens}'),
+        logit_bias=(every(pair), f'a tuple of pairs (token id below {vocab_size}, number up to 1e30)'), stop=(every(lambda x: isinstance(x, str) and x), 'a tuple of texts of at least one character'),
         json_schema=(text, 'a text'), regex=(text, 'a text'), grammar=(text, 'a text'))
     for name, (fits, expected) in rules.items():
         if isinstance(v := getattr(p, name), bool) or not fits(v): raise BadSampling(f'{name} = {v!r} is not allowed; expected {expected}')
     asked = [k for k in ('json_schema', 'regex', 'grammar') if getattr(p, k) is not None]
     if len(asked) > 1: raise BadSampling(f'{" and ".join(asked)} cannot be asked for together; expected one of them')
-
 
 # %% ../../nbs/5_inference/05_sampling.ipynb #a41eb4df
 def adjust(

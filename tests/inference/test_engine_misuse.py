@@ -1,5 +1,6 @@
 "What can't be asked of an engine: each is told to the one who asked, before anything runs, and nobody else notices."
 import json, math, time
+from dataclasses import replace
 import numpy as np
 import pytest, torch
 from hypothesis import given, settings as hyp, strategies as st
@@ -22,22 +23,34 @@ torch.set_num_threads(1)
 def test_settings_name_what_is_wrong(bad):
     with pytest.raises(SettingsError, match=next(iter(bad))): EngineSettings(**bad)
 
-def test_a_cache_that_has_no_room_is_an_error():
-    with pytest.raises(UserError, match='cache_tokens'): engine(cache_tokens=10**15)
+@pytest.mark.parametrize('huge', [dict(cache_tokens=10**15), dict(block_size=10**12)])
+def test_a_cache_that_has_no_room_is_an_error(huge):
+    with pytest.raises(UserError, match='cache_tokens = .*block_size'): engine(**huge)
 
-@pytest.mark.parametrize('prompt, said', [('a\udcff b', 'surrogate'), ([1.5, 2], 'token ids'), (None, 'token ids'), ([10**6], 'vocabulary'), (['a'], 'token ids')])
+def test_more_memory_for_swapping_than_there_is(): assert engine(swap_gb=1e300).generate(['hello'], GREEDY)[0].tokens == alone('hello')
+
+def test_a_journal_that_cannot_be_written(tmp_path):
+    for path in (tmp_path, tmp_path/'nowhere'/'j.jsonl'):
+        with pytest.raises(UserError, match='journal'): engine(journal=path)
+
+@pytest.mark.parametrize('prompt, said', [('a\udcff b', 'surrogate'), ([1.5, 2], 'token ids'), (b'hello', 'token ids'), (None, 'token ids'), ([10**6], 'vocabulary'), (['a'], 'token ids')])
 def test_prompts_that_are_none(prompt, said):
     e = engine()
     for ask in (lambda: e.add(prompt), lambda: e.generate([prompt]), lambda: e.stream(prompt), lambda: e.embed([prompt]), lambda: e.token_scores(prompt)):
         with pytest.raises(UserError, match=said): ask()
     assert not e.has_work
 
-def test_one_text_is_no_list_of_prompts():
+@pytest.mark.parametrize('prompts', ['hello', None, 5])
+def test_one_text_is_no_list_of_prompts(prompts):
     e = engine()
     for ask in (e.generate, e.embed):
-        with pytest.raises(UserError, match='brackets'): ask('hello')
+        with pytest.raises(UserError, match='expected a list of texts'): ask(prompts)
 
-@pytest.mark.parametrize('more, said', [(dict(session=['a']), 'session'), (dict(priority='high'), 'priority'), (dict(session='\ud800'), 'surrogate'), (dict(adapter=3), 'adapter')])
+@pytest.mark.parametrize('pairs', [None, 'ab', ['ab'], [('a',)], [('a', 'b', 'c')], [('a', None)], [([1, 2], [3])], [5]])
+def test_pairs_that_are_none(pairs):
+    with pytest.raises(UserError, match='pair|a list'): engine().loglikelihood(pairs)
+
+@pytest.mark.parametrize('more, said', [(dict(session=['a']), 'session'), (dict(priority='high'), 'priority'), (dict(session='\ud800'), 'surrogate'), (dict(adapter=3), 'adapter'), (dict(adapter=''), 'no adapter')])
 def test_places_that_cannot_be(more, said, tmp_path):
     e = engine(journal=tmp_path/'j.jsonl')
     with pytest.raises(UserError, match=said): e.add('hello', GREEDY, **more)
@@ -51,7 +64,20 @@ def test_parameters_of_another_kind(params):
     with pytest.raises(UserError, match='expected a Sampling'): engine().generate(['hello'], params)
 
 def test_alternatives_beyond_the_vocabulary():
-    with pytest.raises(UserError, match='top'): engine().token_scores('hello', top=10**6)
+    for top in (10**6, 1.5, None, -1):
+        with pytest.raises(UserError, match='top'): engine().token_scores('hello world', top=top)
+
+@pytest.mark.parametrize('odd', [dict(regex='\ud800'), dict(grammar='start: "\ud800"'), dict(json_schema='{"const": "\ud800"}'), dict(json_schema='{"const": "\\ud800"}'), dict(json_schema='{"not":' * 10**5)])
+def test_grammars_that_cannot_be_read(odd):
+    with pytest.raises(UserError, match='surrogate|json_schema'): engine().generate(['hello'], Sampling(**odd))
+
+@pytest.mark.parametrize('name, odd', [('logit_bias', ((5, 1e39),)), ('logit_bias', ((5, 1e31),)), ('presence_penalty', 1e39), ('frequency_penalty', -1e39), ('repetition_penalty', 1e39), ('repetition_penalty', 1e-39), ('temperature', 1e39), ('top_p', 1e-40)])
+def test_numbers_that_float32_does_not_have(name, odd):
+    "they would become infinite, and what is drawn then is no token that the model wants"
+    with pytest.raises(UserError, match=name): engine().generate(['hello'], replace(Sampling(temperature=1., seed=1), **{name: odd}))
+
+def test_the_smallest_nucleus_is_one_token():
+    for p in (1e-3, 1e-30): assert engine().generate(['hello'], replace(GREEDY, temperature=1., seed=1, top_p=p))[0].tokens == alone('hello')
 
 @pytest.mark.parametrize('error', [TypeError('odd'), UserError('a grammar that grew too large')])
 def test_a_choice_that_breaks_ends_its_request_alone(monkeypatch, error):
@@ -124,10 +150,11 @@ def test_a_closed_engine_says_so(tmp_path):
     for ask in (lambda: e.add('hello'), lambda: e.generate(['hello']), lambda: e.loglikelihood([('a', ' b')]), lambda: e.embed(['a'])):
         with pytest.raises(UserError, match='closed'): ask()
 
-@pytest.mark.parametrize('text', ['{"step": 0, "add"', '[]'])
+GOOD = dict(step=0, add=1, prompt=[1], params={}, priority=0, session=None, adapter=None)
+@pytest.mark.parametrize('text', ['{"step": 0, "add"', '[]', '{}', '{"step": 0}', '{"step": "x", "abort": 1}', *(json.dumps({**GOOD, **odd}) for odd in (dict(params=5), dict(params=dict(foo=1)), dict(step=None)))])
 def test_a_journal_that_is_cut_off(tmp_path, text):
     (tmp_path/'j.jsonl').write_text(text)
-    with pytest.raises(UserError, match='line|j.jsonl'): replay(engine(), tmp_path/'j.jsonl')
+    with pytest.raises(UserError, match='line|j.jsonl|replayed'): replay(engine(), tmp_path/'j.jsonl')
     with pytest.raises(UserError, match='nowhere'): replay(engine(), tmp_path/'nowhere.jsonl')
 
 def test_states_that_are_no_numbers():
