@@ -89,16 +89,8 @@ class Work:
 @dataclass(frozen=True)
 class Preemption:
     "What happens to the keys and values of a request that has to make room"
-    how: Literal['recompute', 'swap', 'auto'] = 'recompute' # computed again, moved to the host, or whichever takes less time
-    host_bytes: int = 0       # of the host's memory for moved blocks; more are computed again
-    token_s: float = 40e-6    # s to compute one token of a prompt
-    byte_s: float = 40e-12    # s to move one byte
-    def swaps(self,
-        tokens: int,          # that are in the cache
-        size: int,            # bytes of their blocks
-    ) -> bool:
-        "Is moving them there and back the better way?"
-        return self.how == 'swap' or self.how == 'auto' and 2 * size * self.byte_s < tokens * self.token_s
+    how: Literal['recompute', 'swap'] = 'recompute' # computed again, or moved to the host's memory
+    host_bytes: int = 0       # of the host's memory for moved blocks; where they do not fit, they are computed again
 
 # %% ../../nbs/5_inference/08_scheduler.ipynb #ac2941b0
 _order = attrgetter('order')
@@ -166,7 +158,7 @@ def preempt(self: Scheduler, r: Request) -> None:
     r.preemptions, self.n_preempted = r.preemptions + 1, self.n_preempted + 1
     while len(r.table) > self.cache.missing([], r.computed): self.cache.pool.release(r.table.pop())
     size = len(r.table) * self.cache.block_size * self.cache.bytes_per_token
-    if self.host_bytes + size <= self.preemption.host_bytes and self.preemption.swaps(r.computed, size):
+    if self.preemption.how == 'swap' and self.host_bytes + size <= self.preemption.host_bytes:
         r.saved = self.cache.swap_out(r.table)
         self.host_bytes, self.n_swapped = self.host_bytes + sum(t.nbytes for t in r.saved), self.n_swapped + 1
     else:

@@ -9,7 +9,7 @@ __all__ = ['COLUMNS', 'spread', 'Share', 'part_of', 'local_config', 'as_tensor',
            'quantize_part', 'cut_layer', 'cut_model', 'Ranks', 'SplitEmbedding', 'connect']
 
 # %% ../../nbs/5_inference/22_tensor_parallel.ipynb #45edd792
-import math
+import copy, math
 import numpy as np
 import torch, torch.distributed as dist
 import torch.nn.functional as F
@@ -47,8 +47,11 @@ class Share:
     whole_vocab: bool = False # embedding and head whole on every rank: some memory for two messages less a step
     def __post_init__(self):
         H, K, R = self.cfg.n_heads, self.cfg.n_kv_heads, self.ranks
-        if K < R and (R % K or (H//K) % (R//K)): raise SettingsError(f'tensor_parallel = {R}: {K} key/value heads with {H//K} query heads each cannot be shared by {R} processes; use at most {K}, or a multiple of {K} that divides {H}')
-        if min(map(self.width, ('', 'experts', 'shared_expert'))) < R: raise SettingsError(f'tensor_parallel = {R}: the feed-forward layers are narrower than that')
+        if K < R and (R % K or (H//K) % (R//K)):
+            have = f'{K} key/value heads with {H//K} query heads each'
+            raise SettingsError(f'tensor_parallel = {R}: {have} cannot be shared by {R} processes; use at most {K}, or a multiple of {K} that divides {H}')
+        if min(map(self.width, ('', 'experts', 'shared_expert'))) < R:
+            raise SettingsError(f'tensor_parallel = {R}: the feed-forward layers are narrower than that')
     @property
     def kv(self) -> range:
         "Key/value heads; one that several ranks share is on each of them"
@@ -61,8 +64,7 @@ class Share:
         return range(self.kv.start*(H//K), self.kv.stop*(H//K)) if K >= self.ranks else spread(H, self.rank, self.ranks)
     def width(self, owner: str = '') -> int:
         "Columns of the middle of a feed-forward layer, of each expert (`experts`) or of the shared one (`shared_expert`)"
-        c = self.cfg
-        return {'experts': c.expert_dim, 'shared_expert': c.shared_expert_dim}.get(owner) or c.ffn_dim
+        return {'experts': self.cfg.expert_dim, 'shared_expert': self.cfg.shared_expert_dim}.get(owner) or self.cfg.ffn_dim
     def ffn(self, owner: str = '') -> range:
         "The rank's columns of that"
         n = self.width(owner)
@@ -92,14 +94,17 @@ def part_of(
 def local_config(share: Share) -> ModelConfig:
     "The config of a rank's part"
     c = share.cfg
-    experts = dict(expert_dim=len(share.ffn('experts')), shared_expert_dim=len(share.ffn('shared_expert')) if c.shared_expert_dim else 0) if c.n_experts else {}
-    return replace(c, n_heads=len(share.heads), n_kv_heads=len(share.kv), head_dim=c.head_dim, ffn_dim=len(share.ffn()), vocab_size=len(share.vocab), **experts)
+    local = replace(c, n_heads=len(share.heads), n_kv_heads=len(share.kv), head_dim=c.head_dim, ffn_dim=len(share.ffn()), vocab_size=len(share.vocab))
+    if not c.n_experts: return local
+    return replace(local, expert_dim=len(share.ffn('experts')), shared_expert_dim=len(share.ffn('shared_expert')) if c.shared_expert_dim else 0)
 
 # %% ../../nbs/5_inference/22_tensor_parallel.ipynb #be89b034
 def as_tensor(t) -> Tensor:
     "A weight that may still lie in a file: a safetensors file is mapped, so that only what is used is read"
     if isinstance(t, Tensor): return t
-    if isinstance(t, StoredTensor): return torch.from_numpy(np.memmap(t.path, np.uint8, 'c', t.at, math.prod(t.shape)*t.dtype.itemsize)).view(t.dtype).view(t.shape)
+    if isinstance(t, StoredTensor):
+        raw = np.memmap(t.path, np.uint8, 'c', t.at, math.prod(t.shape)*t.dtype.itemsize)
+        return torch.from_numpy(raw).view(t.dtype).view(t.shape)
     t.into(whole := torch.empty(t.shape))
     return whole
 
@@ -116,7 +121,8 @@ def cut(
     axis = 0 if bias else len(t.shape) - 2 + back
     n, whole = t.shape[axis], whole or t.shape[axis]
     if n == 1 < whole: return t                                              # one scale for a whole row
-    if part.start*n % whole or part.stop*n % whole: raise SettingsError(f'{name}: a group of {whole//n} weights would be cut in two; quantize with smaller groups, or use fewer processes')
+    if part.start*n % whole or part.stop*n % whole:
+        raise SettingsError(f'{name}: a group of {whole//n} weights would be cut in two; quantize with smaller groups, or use fewer processes')
     return as_tensor(t).narrow(axis, part.start*n//whole, len(part)*n//whole)
 
 # %% ../../nbs/5_inference/22_tensor_parallel.ipynb #c249057d
@@ -126,10 +132,13 @@ def stored_model(
     "A model on disk, none of its weights read yet"
     from labkit.corpus.tokens import Tokenizer
     path = embedded_file(str(name).lower()) if str(name).lower() in EMBEDDED else Path(name)
-    if path.suffix == '.gguf': return (cfg := gguf_config(f := read_gguf(path))), gguf_tokenizer(f), ((t.name, t) for t in model_tensors(f, cfg))
+    if path.suffix == '.gguf':
+        cfg = gguf_config(f := read_gguf(path))
+        return cfg, gguf_tokenizer(f), ((t.name, t) for t in model_tensors(f, cfg))
     cfg = load_config(path)
-    pairs = () if quantization_of(path) else from_hf_tensors((p for file in shard_files(path) for p in stored_tensors(file).items()), cfg, str(path))
-    return cfg, Tokenizer.load(path), pairs
+    if quantization_of(path): return cfg, Tokenizer.load(path), ()           # `open_quantized` reads those
+    stored = (pair for file in shard_files(path) for pair in stored_tensors(file).items())
+    return cfg, Tokenizer.load(path), from_hf_tensors(stored, cfg, str(path))
 
 def load_part(
     name: str | Path,    # as for `stored_model`; a quantized folder too
@@ -145,22 +154,21 @@ def load_part(
     model = from_tensors(local_config(share), ((n, cut(share, n, t)) for n, t in pairs), str(name), device, dtype).requires_grad_(False)
     return (model if weights == 'auto' else quantize_part(model, share, weights)), share, tokenizer
 
-def quantize_part(model: Transformer, share: Share, scheme: str = 'w4', group: int = 128) -> Transformer:
+def quantize_part(model: Transformer, share: Share, scheme: str) -> Transformer:
     "Round a part; to 4 bits just as the whole would be, where the part has whole groups"
     for n, m in linears(model):
         owner, leaf = _leaf(n)
-        columns = {'o_proj': share.cfg.n_heads*share.cfg.head_dim, 'down_proj': share.width(owner)}.get(leaf, m.in_features)
-        put_layer(model, n, W4Linear.of(m, group_size(columns, group)) if scheme == 'w4' else SCHEMES[scheme].of(m))
+        columns = {'o_proj': share.cfg.n_heads*share.cfg.head_dim, 'down_proj': share.width(owner)}.get(leaf, m.in_features) # of the whole
+        put_layer(model, n, W4Linear.of(m, group_size(columns)) if scheme == 'w4' else SCHEMES[scheme].of(m))
     return model
 
 # %% ../../nbs/5_inference/22_tensor_parallel.ipynb #f36a9199
 def cut_layer(share: Share, name: str, m: nn.Module) -> nn.Module:
     "A rank's part of a layer with packed weights"
-    side = 'in_features' if _leaf(name)[1] in COLUMNS else 'out_features'
-    new = object.__new__(type(m))
-    new.__dict__ = {**m.__dict__, '_buffers': {}, '_parameters': {}, side: len(part_of(share, name))}
-    for k, b in m._buffers.items(): new.register_buffer(k, cut(share, f'{name}.{k}', b, getattr(m, side)).clone())
-    new.bias = None if m.bias is None else nn.Parameter(cut(share, f'{name}.bias', m.bias).clone(), requires_grad=False)
+    side, new = 'in_features' if _leaf(name)[1] in COLUMNS else 'out_features', copy.copy(m)
+    new._buffers = {k: cut(share, f'{name}.{k}', b, getattr(m, side)).clone() for k, b in m._buffers.items()}
+    new._parameters = {k: nn.Parameter(cut(share, f'{name}.{k}', p).clone(), requires_grad=False) for k, p in m._parameters.items()}
+    setattr(new, side, len(part_of(share, name)))
     return new
 
 def cut_model(

@@ -5,7 +5,7 @@ from labkit.inference import ranks as rk
 from labkit.inference.quantize import quantize_model
 from labkit.inference.ranks import Leader, Told, follow, greedy, make_runner, open_split
 from labkit.inference.scheduler import Request
-from labkit.inference.tensor_parallel import Ranks, Share, connect, cut_model
+from labkit.inference.tensor_parallel import Ranks, Share, connect, cut_model, load_part
 from labkit.corpus.tokens import train_tokenizer
 from labkit.model.checkpoint import save_model
 from labkit.model.config import preset
@@ -54,6 +54,17 @@ def compare(whole, ranks, packed, **how):
     step.close()
     want = torch.cat([whole(torch.tensor([b]))[0, 6:], whole(torch.tensor([a]))[0, -1:]])
     return float((torch.cat(got) - want).abs().max()/want.abs().max())
+
+def generate(name, prompts, tokens, blocks):
+    "A rank that generates greedily with its part of a model: tokens (rank 0), bytes sent, bytes of weights and cache"
+    with process_group() as group:
+        ranks, out = Ranks(group.rank, group.world), None
+        part, share, _ = load_part(name, group.rank, group.world)
+        runner, cache = make_runner(connect(part, share, ranks), ranks, blocks)
+        if group.rank: follow(runner, ranks, cache)
+        else: out = greedy(lead := Leader(runner, ranks, cache), cache, prompts, tokens); lead.close()
+        held = {p.data_ptr(): p.nbytes for p in part.parameters()}
+        return dict(tokens=out, sent=dict(ranks.sent), weights=sum(held.values()), cache=cache.nbytes)
 
 def tokens(split):
     leader, cache = split.start(n_blocks=16)

@@ -18,7 +18,7 @@ MODELS = {'gqa': {}, 'one_kv_head': dict(n_kv_heads=1), 'untied_all_biases': dic
           'experts': dict(n_experts=4, experts_per_token=2, expert_dim=64, family='mixtral', tie_embeddings=False),
           'shared_expert': dict(n_experts=4, experts_per_token=2, expert_dim=64, shared_expert_dim=32, family='qwen2_moe', qkv_bias=True, tie_embeddings=False)}
 COMPARE, PROMPTS = 'tensor_parallel_ranks:compare_split', [list(range(5, 40)), list(range(90, 93)), list(range(200, 217))]
-PIPE = dict(make='labkit.inference.pipeline:stage_runner')
+PIPE = dict(target='labkit.inference.pipeline:generate_staged')
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -27,13 +27,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def two(folder):
-    g = dict(target='labkit.inference.ranks:generate_split', name=folder, prompts=PROMPTS, tokens=12, blocks=32)
+    g = dict(target='tensor_parallel_ranks:generate', name=folder, prompts=PROMPTS, tokens=12, blocks=32)
     calls = [dict(target=COMPARE, models=MODELS), dict(target=COMPARE, models={k: MODELS[k] for k in ('gqa', 'untied_all_biases', 'one_kv_head')}, packed=True), g, {**g, **PIPE, 'micro': 1}, {**g, **PIPE, 'micro': 3},
              dict(target='tensor_parallel_ranks:pass_on', n=50_000)]
     return list(zip(*launch('labkit.pretrain.parallel:each', 2, threads=1, calls=calls)))
 
 @pytest.fixture(scope='module')
-def one(folder): return launch('labkit.inference.ranks:generate_split', 1, threads=1, name=folder, prompts=PROMPTS, tokens=12, blocks=32)[0]
+def one(folder): return launch('tensor_parallel_ranks:generate', 1, threads=1, name=folder, prompts=PROMPTS, tokens=12, blocks=32)[0]
 
 @pytest.mark.parametrize('name', MODELS)
 def test_two_ranks_equal_one(two, name): assert two[0][0][name] < 1e-5
