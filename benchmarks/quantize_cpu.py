@@ -7,14 +7,14 @@ Groups are 64 weights unless the name says otherwise; g128 means 128 where rows 
 The embedded model's own file has 4-bit blocks of 32, so every scheme here rounds weights a second time.
 `--only NAME …` measures some schemes and keeps the file's other rows. Seconds are CPU time of the process. The last line is JSON.
 """
-import argparse, copy, datetime, importlib.metadata, json, os, platform, sys, time
+import argparse, copy, datetime, json, os, platform, sys, time
 from pathlib import Path
 import torch
-from pydoc_data.topics import topics
 from labkit.core.device import set_threads
 from labkit.core.files import replacing
-from labkit.corpus.sources import novel, reviews
+from labkit.corpus.sources import reviews
 from labkit.inference.calibration import Recipe, calibrate, calibration_tokens
+from labkit.inference.formats import texts_at_hand
 from labkit.inference.quality import layer_errors
 from labkit.inference.quantize import kv_attention, model_bytes, perplexity, quantize_model
 from labkit.model.checkpoint import open_model
@@ -27,11 +27,11 @@ KV = {'kv int8': 'int8', 'kv fp8': 'fp8', 'kv int4': 'int4'}
 
 def texts(tokenizer) -> tuple[dict[str, str], list[str]]:
     "Texts to measure on, by name; texts to calibrate on"
-    manual, story = (tokenizer.encode(t) for t in ('\n'.join(t for _, t in sorted(topics.items())), '\n'.join(d.text for d in novel())[:200_000]))
-    about = sorted({(d.metadata['Name'].lower(), (d.metadata.get_payload() or d.metadata['Description'] or '')[:3000]) for d in importlib.metadata.distributions()})
+    manual, about, story = texts_at_hand().values()
+    manual, story = tokenizer.encode(manual), tokenizer.encode(story)
     held = dict(en=tokenizer.decode(manual[60_000:64_096]), zh=tokenizer.decode(story[60_000:64_096]), licence=(Path(__file__).parents[1]/'LICENSE').read_text(),
                 reviews='\n'.join(sorted({d.text for d in reviews()})[5000:5200]))
-    return held, [tokenizer.decode(manual[:55_000]), '\n'.join(t for _, t in about), tokenizer.decode(story[:40_000])]
+    return held, [tokenizer.decode(manual[:55_000]), about, tokenizer.decode(story[:40_000])]
 
 def made(name: str, model, tokens):
     "The model in a scheme; it gives up its weights"

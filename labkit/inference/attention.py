@@ -292,10 +292,10 @@ def paged_attention(
     if kind == 0: k, v = k.view(torch.uint8), v.view(torch.uint8)
     k_meta, v_meta = (q, q) if k_meta is None else (k_meta.view(torch.int32), v_meta.view(torch.int32))
     vector = tokens == 1 and H == K and k.dtype != q.dtype if vector is None else vector
-    one = tokens == 1 and kind in (4, 8) and q.element_size() == 2                         # integers for several heads: four programs a processor
-    many = dict(num_warps=8, num_stages=2) if rows == 128 else dict(num_warps=4, num_stages=2, maxnreg=128) if one else dict(num_warps=4, num_stages=3)
+    whole = kind in (4, 8) and q.element_size() == 2 and D <= 128                          # integers: more keys at a time
+    many = dict(num_warps=4, num_stages=2, maxnreg=128) if whole and tokens == 1 else dict(num_warps=4, num_stages=3) # few registers: four programs a processor
     if vector: rows, (keys, warps, stages) = 1, VECTOR[kind]
-    else: keys = keys or (128 if rows == 128 or one else 64)
+    else: keys = keys or (128 if whole else 64)
     more, launch = ((stages,), dict(num_warps=warps)) if vector else ((), many | launch)
     out = torch.empty(n, K, rows, splits, D, device=q.device) if splits > 1 else y
     lse = torch.empty(n, K, rows, splits, device=q.device) if splits > 1 else y
