@@ -34,8 +34,8 @@ def test_import_is_light():
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 def test_the_engine_on_a_cpu_needs_no_gpu_packages():
-    "triton takes .4 s and 66 MB to import; numba, llguidance and transformers wait for who uses them"
-    code = "import sys, labkit.inference.engine; print([m for m in ('triton', 'numba', 'llguidance', 'transformers', 'matplotlib') if m in sys.modules])"
+    "triton takes .4 s and 66 MB to import; numba, llguidance, transformers and others wait for who uses them"
+    code = "import sys, labkit.inference.engine; print([m for m in ('triton', 'numba', 'llguidance', 'transformers', 'matplotlib', 'gguf', 'tokenizers', 'scipy', 'tyro', 'jinja2', 'torch._dynamo') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 def _is_kernel(n) -> bool: return any(ast.unparse(d).startswith('triton.jit') for d in n.decorator_list)

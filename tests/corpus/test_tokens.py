@@ -164,3 +164,21 @@ def test_large_vocabulary_takes_four_bytes(tok, tmp_path):
     big = Tokenizer(tok.backend, eos='<|endoftext|>'); big.vocab_size = 70_000
     sh = write_shards([[69_999]], tmp_path/'train', big)
     assert sh.dtype.itemsize == 4 and sh[0] == 69_999
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.lists(TEXT | st.sampled_from(['<|im_end|>', '<tool>', 'ab  ', 'AB', ' hello', '<|x|>']), max_size=6).map(''.join))
+def test_ordinary_text_is_read_by_a_copy_that_shares_the_vocabulary(mixed, text):
+    "The copy gives the ids that a whole copy of the tokenizer would, added tokens of both kinds included"
+    tok, whole = mixed
+    assert tok.encode(text) == whole.encode(text, add_special_tokens=False).ids
+
+@pytest.fixture(scope='module')
+def mixed(tok):
+    from tokenizers import AddedToken, Tokenizer as Backend, normalizers
+    backend = Backend.from_str(tok.backend.to_str())
+    backend.normalizer = normalizers.NFKC()
+    backend.add_tokens([AddedToken('<tool>'), AddedToken('ab', rstrip=True)])
+    backend.add_special_tokens([AddedToken('<|x|>', special=True)])
+    backend.add_tokens([AddedToken('AB', normalized=False)])
+    whole = Backend.from_str(backend.to_str()); whole.encode_special_tokens = True
+    return Tokenizer(backend), whole

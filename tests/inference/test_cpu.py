@@ -2,12 +2,12 @@
 import gc, os, subprocess, sys, threading, time
 from pathlib import Path
 import numpy as np, pytest, torch
-import cpu_checks
 from labkit.inference import cpu_linear, cpu_runner as cpu
 from labkit.inference.cache import PagedCache
 from labkit.inference.runner import TorchRunner
 from labkit.inference.scheduler import Request, Work
 from labkit.core.lm import Sampling
+from labkit.model.checkpoint import embedded_file
 from labkit.model.config import ModelConfig
 from labkit.model.transformer import Transformer
 
@@ -39,14 +39,16 @@ def pieces(r, *cuts, ids=IDS):
     return torch.cat(out)
 
 @pytest.mark.parametrize('fmt', cpu_linear.FORMATS)
-def test_product_of_packed_rows(fmt): cpu_checks.check(fmt)
+def test_product_of_packed_rows(fmt):
+    import cpu_checks                                        # which takes the gguf package's word for the numbers
+    cpu_checks.check(fmt)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, features', [('haswell', '+avx,+avx2,+fma,+f16c,+bmi,+bmi2'), ('ivybridge', '+avx,+f16c')])
 def test_product_on_other_processors(name, features, tmp_path):
     if not {'avx2', 'f16c'} <= cpu_linear.FEATURES: pytest.skip('this processor is no better')
     env = dict(os.environ, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES='+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+64bit,' + features, NUMBA_CACHE_DIR=str(tmp_path))
-    done = subprocess.run([sys.executable, cpu_checks.__file__, *cpu_linear.FORMATS], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, Path(__file__).with_name('cpu_checks.py'), *cpu_linear.FORMATS], env=env, capture_output=True, text=True)
     assert done.returncode == 0 and 'LANES 8' in done.stdout, done.stderr
 
 @pytest.mark.parametrize('changes', [{}, dict(n_kv_heads=4), dict(tie_embeddings=True), dict(qk_norm=True, family='qwen3'), dict(qkv_bias=True, family='qwen2'), dict(sliding_window=13, family='mistral')])
@@ -151,9 +153,9 @@ def test_helper_threads_sleep_and_end_with_the_runner():
     assert threading.active_count() == before
 
 def test_machine_code_is_kept_and_loaded_without_the_compiler():
-    "A second process neither compiles nor imports what numba needs for it"
+    "A second process neither compiles nor imports what numba needs for it, nor the gguf package for the usual blocks"
     runner(tiny()).compile()                                 # so that the file is there
-    code = "import sys; sys.path.insert(0, 'tests/inference'); import test_cpu as t; r = t.runner(t.tiny()); fresh = r.compile(); t.pieces(r); print(fresh, [m for m in ('numba.np.linalg', 'scipy.linalg') if m in sys.modules])"
+    code = "import sys; sys.path.insert(0, 'tests/inference'); import test_cpu as t; r = t.runner(t.tiny()); fresh = r.compile(); t.pieces(r); t.cpu.open_packed(t.embedded_file()); print(fresh, [m for m in ('numba.np.linalg', 'scipy.linalg', 'gguf') if m in sys.modules])"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == 'False []', done.stderr
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from labkit.core.settings import UserError
 from labkit.model.checkpoint import embedded_file, open_model, save_model
 from labkit.model.config import ModelConfig, RopeScaling
-from labkit.model.gguf import gguf_config, gguf_tokenizer, load_gguf, model_tensors, read_gguf, unpermute
+from labkit.model.gguf import _BLOCKS, gguf_config, gguf_tokenizer, load_gguf, model_tensors, read_gguf, unpermute
 from labkit.model.transformer import Transformer, rope_frequencies
 
 gguf = pytest.importorskip('gguf')
@@ -147,6 +147,9 @@ def block_by_hand(kind, raw): # ggml's layouts, one number at a time
         return ((raw[n*64 + j%2*32 + l] >> (4 if j > 1 else 0) & 15) | (raw[128 + n*32 + l] >> 2*j & 3) << 4) - 32
     scale = lambda i: raw[192 + i//16] - (256 if raw[192 + i//16] > 127 else 0)
     return [half(208)*scale(i)*six_bits(i) for i in range(256)]
+
+def test_our_sizes_of_blocks_are_ggufs():
+    for n, (name, *sizes) in _BLOCKS.items(): assert gguf.GGMLQuantizationType(n).name == name and gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(n)] == tuple(sizes)
 
 @pytest.mark.parametrize('kind', HALF)
 def test_every_promised_kind_is_unpacked_as_ggml_defines_it(kind, tmp_path):
