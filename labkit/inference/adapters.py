@@ -18,9 +18,10 @@ from fastcore.basics import patch
 from functools import cache, partial
 from itertools import count
 from pathlib import Path
-from torch import Tensor
+from torch import Tensor, nn
 from ..core.settings import UserError
 from ..finetune.lora import read_adapter
+from .quantize import QuantizedLinear, linears
 
 # %% ../../nbs/5_inference/20_adapters.ipynb #7016c28c
 class Pool:
@@ -74,23 +75,22 @@ class Adapters:
         leaves = ' and leaves when its requests have ended' if name in self.leaving else ''
         if name in self.loaded: raise AdapterError(f"adapter '{name}' is loaded already{leaves}; unload it first")
         cfg, pairs = read_adapter(folder)
-        for n, p in pairs.items(): self._check(n, p['B'].shape[0], p['A'].shape[1], folder)
-        start = self._gap(cfg.rank)
-        for n, p in pairs.items(): self._pool(n).put(start, p['A'], cfg.scaling*p['B'].T.float(), name)
+        layers, start = dict(linears(self.model, (nn.Linear, QuantizedLinear))), self._gap(cfg.rank)
+        for n, p in pairs.items(): self._check(n, layers.get(n), (len(p['B']), p['A'].shape[1]), folder)
+        for n, p in pairs.items(): self._pool(n, layers[n]).put(start, p['A'], cfg.scaling*p['B'].T.float(), name)
         self.loaded[name] = Adapter(name, start, cfg.rank)
         for p in self._pools.values(): p.grow(max(a.start + a.rank for a in self.loaded.values())) # rows of zeros where an adapter leaves a layer alone
-    def _check(self, name: str, tall: int, wide: int, folder):
-        "Has the model a layer of this shape?"
-        m, other = dict(self.model.named_modules()).get(name), f'{folder}: adapter of another model'
-        if not hasattr(m, 'in_features') or not name.startswith('layers.'): raise AdapterError(f'{other}: no layer {name} in the blocks of this one')
-        if (tall, wide) != (m.out_features, m.in_features):
-            raise AdapterError(f'{other}: {name} is {m.out_features}×{m.in_features} here, {tall}×{wide} in the adapter')
-    def _pool(self, name: str) -> Pool:
+    def _check(self, name: str, layer: nn.Module | None, shape: tuple[int, int], folder: str | Path):
+        "Is there such a layer, and has it this shape?"
+        other = f'{folder}: adapter of another model'
+        if layer is None: raise AdapterError(f'{other}: no layer {name} in the blocks of this one')
+        if shape != (here := (layer.out_features, layer.in_features)):
+            raise AdapterError(f'{other}: {name} is {here[0]}×{here[1]} here, {shape[0]}×{shape[1]} in the adapter')
+    def _pool(self, name: str, layer: nn.Module) -> Pool:
         "The pool of a layer; the first adapter that needs it puts the hook onto the layer"
         if name not in self._pools:
-            m = self.model.get_submodule(name)
-            self._pools[name] = pool = Pool(m.in_features, m.out_features, self.dtype, self.device)
-            pool.hook = m.register_forward_hook(partial(self._add, pool))
+            self._pools[name] = pool = Pool(layer.in_features, layer.out_features, self.dtype, self.device)
+            pool.hook = layer.register_forward_hook(partial(self._add, pool))
         return self._pools[name]
 
 # %% ../../nbs/5_inference/20_adapters.ipynb #35c10286

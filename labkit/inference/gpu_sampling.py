@@ -231,12 +231,11 @@ class RowParams:
         self.seed[rows], self.wholes[:, rows], self.allowed[rows] = t[:, 1], t[:, 2:5].T.int(), -1
         self.floats[:, rows] = t[:, 5:].T.int().contiguous().view(torch.float32)
         for row, (p, _, prompt, written) in self.waiting.items():
-            if p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1: self._count(row, prompt, written)
+            if not (p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1): continue
+            n = torch.bincount(torch.tensor(written, dtype=torch.int64), minlength=self.counts.shape[1]).int()*2
+            n[torch.tensor(prompt, dtype=torch.int64)] += 1
+            self.counts[row] = n.to(self.counts.device, non_blocking=True)
         self.waiting = {}
-    def _count(self, row: int, prompt: Sequence[int], written: Sequence[int]):
-        n = torch.bincount(torch.tensor(written, dtype=torch.int64), minlength=self.counts.shape[1]).int()*2
-        n[torch.tensor(prompt, dtype=torch.int64)] += 1
-        self.counts[row] = n.to(self.counts.device, non_blocking=True)
     def allow(self,
         row: int,      # of the request
         words: Tensor, # (⌈n/32⌉,) int32: a bit for each token, see `Constraint.words`; what is beyond may not come
