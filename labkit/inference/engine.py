@@ -24,7 +24,7 @@ from .adapters import Adapters
 from .backend import (EngineSettings, check_weights, complete, fitted, make_cache, make_guesser, make_runner, open_parts,
                                       open_weights, start_split)
 from .prefix import PrefixCache
-from .request import Delta, Job, Journal, Output, PromptTooLong, RequestFailed, check_place, prompt_ids, replay, several
+from .request import Delta, Job, Journal, Output, PromptTooLong, RequestFailed, check_place, prompt_ids, replay, several, to_the_end
 from .runner import reach
 from .sampling import Choice, NotFinite, check_sampling, likeliest, with_logprobs
 from .scheduler import Preemption, Request, Scheduler, Work
@@ -60,8 +60,7 @@ class Engine:
         self.score = Scorer(lambda work: self.runner(work), self.cache, self.scheduler.free_blocks, s.step_tokens, grow, self._quiet)
         self._ids_of = partial(prompt_ids, tokenizer=tokenizer, vocab_size=model.cfg.vocab_size, room=s.room)
         self._seeds, self._ids, self._journal = torch.Generator().manual_seed(seed), itertools.count(), Journal(journal) if journal else None
-        self._inbox, self._aborts, self._outbox, self._jobs = deque(), deque(), deque(), {}
-        self._flight = deque()                                                  # steps that a device still computes
+        self._inbox, self._aborts, self._outbox, self._flight, self._jobs = deque(), deque(), deque(), deque(), {} # `_flight`: steps that a device still computes
         self._lock, self._intake = threading.RLock(), threading.Lock()          # a step; a submission
         self._counts = dict(requests=0, finished=0, aborted=0, failed=0, prompt_tokens=0, generated_tokens=0, steps=0, busy_s=0.0, guessed=0, accepted=0)
     @property
@@ -77,7 +76,9 @@ class Engine:
     @contextmanager
     def _quiet(self):
         "Inside, no step runs, neither here nor on a device"
-        with self._lock: self._wait(); yield
+        with self._lock:
+            with to_the_end(): self._wait()
+            yield
     def _alone(self, what):
         if self._split: raise UserError(f'{what}: not with tensor_parallel = {self.settings.tensor_parallel}; open the model in one process for it')
     def close(self) -> None:
@@ -259,7 +260,7 @@ def _wait(self: Engine, left: int = 0):
 # %% ../../nbs/5_inference/27_engine.ipynb #8f0fb975
 @patch
 def _step(self: Engine):
-    with self._lock:
+    with self._lock, to_the_end():
         t = time.perf_counter()
         self._take_in()
         ahead = hasattr(self.runner, 'launch') and self.guesser is None and not any(j.on_host or j.request.adapter for j in self._jobs.values())
@@ -282,7 +283,7 @@ def step(self: Engine) -> list[Output]: # what happened to requests that came th
 @patch
 def _leave(self: Engine, jobs: Sequence[Job]):
     "The reader of these jobs is gone: end them now"
-    with self._lock:
+    with self._lock, to_the_end():
         self._take_in()
         for j in [j for j in jobs if not j.done]: self._end(j, 'abort')
 
@@ -330,8 +331,7 @@ def chat(self: Engine,
 ) -> dict:                                # `{'role', 'content'[, 'tool_calls']}`
     "The assistant's next message"
     c, = self.generate([encode_prompt(messages, self.tokenizer, tools)], Sampling(**params))
-    if not tools: return dict(role='assistant', content=c.text)
-    text, calls = parse_tool_calls(c.text, salt=str(time.time_ns()))
+    text, calls = parse_tool_calls(c.text, salt=str(time.time_ns())) if tools else (c.text, ())
     return dict(role='assistant', content=text, **(dict(tool_calls=calls) if calls else {}))
 
 # %% ../../nbs/5_inference/27_engine.ipynb #08ac767b

@@ -6,12 +6,13 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/request.html.md"""
 
 # %% auto #0
 __all__ = ['PromptTooLong', 'RequestFailed', 'check_place', 'several', 'widest', 'prompt_ids', 'grammar_state', 'Delta', 'Output',
-           'Job', 'Journal', 'replay']
+           'Job', 'Journal', 'replay', 'to_the_end']
 
 # %% ../../nbs/5_inference/25_request.ipynb #75bf9ec0
-import json, math
+import json, math, signal, threading
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from numbers import Integral
@@ -194,3 +195,15 @@ def replay(
         elif id in new: engine.abort(new[id])
     while engine.has_work: step()
     return {old: out.get(i, ()) for old, i in new.items()}
+
+# %% ../../nbs/5_inference/25_request.ipynb #912c6533
+@contextmanager
+def to_the_end():
+    "Ctrl-C waits until the block is through: half a step would leave blocks of the cache that nobody counts"
+    if threading.current_thread() is not threading.main_thread() or not callable(old := signal.getsignal(signal.SIGINT)): yield; return
+    held = []
+    signal.signal(signal.SIGINT, lambda *args: held.append(args))
+    try: yield
+    finally:
+        signal.signal(signal.SIGINT, old)
+        if held: old(*held[0])

@@ -1,5 +1,5 @@
 "What can't be asked of an engine: each is told to the one who asked, before anything runs, and nobody else notices."
-import json, math, time
+import json, math, signal, time
 from dataclasses import replace
 import numpy as np
 import pytest, torch
@@ -8,13 +8,14 @@ from labkit.core.lm import Sampling
 from labkit.core.settings import RunSettings, SettingsError, UserError
 from labkit.corpus.tokens import Tokenizer, train_tokenizer
 from labkit.inference import speculate
+from labkit.inference.cache import BlockPool
 from labkit.inference.engine import Engine, EngineSettings, PromptTooLong, replay
 from labkit.inference.formats import save_as
 from labkit.inference.quantize import quantize_model
 from labkit.inference.request import widest
 from labkit.inference.score import pair_ids
 from labkit.model.checkpoint import save_model
-from engine_doubles import GREEDY, MODEL, PROMPTS, TOKENIZER, alone, engine, run, tiny, write_adapter
+from engine_doubles import GREEDY, MODEL, PROMPTS, TOKENIZER, alone, check_empty, engine, run, tiny, write_adapter
 
 torch.set_num_threads(1)
 
@@ -237,3 +238,17 @@ NFC = changed(lambda s: s.update(normalizer=dict(type='NFC')))
 @pytest.mark.parametrize('change', [lambda s: s.update(normalizer=dict(type='Strip', strip_left=True, strip_right=True)), lambda s: s['added_tokens'][2].update(rstrip=True), lambda s: s['model']['vocab'].pop('ġ'),
                                     lambda s: s['pre_tokenizer']['pretokenizers'].insert(0, dict(type='WhitespaceSplit')), lambda s: s.update(normalizer=dict(type='Replace', pattern=dict(Regex=' +'), content=' '))])
 def test_where_text_may_vanish_nothing_is_refused_by_its_length(change): assert widest(changed(change)) == math.inf
+
+# ------------------------------------------------------------------------------------------------------------------ Ctrl-C in the middle of the books
+@pytest.mark.parametrize('at', [1, 2, 5, 9, 14, 20, 33, 47, 60, 77, 95])
+def test_ctrl_c_while_blocks_are_counted_leaves_the_books_right(monkeypatch, at):
+    "The signal comes between two lines that belong together; whoever pressed is told when the step is done, also when it is pressed again while the request ends"
+    e, want, calls, count = engine(cache_tokens=52), [alone(p, cache_tokens=52) for p in PROMPTS], iter(range(1, 10**6)), BlockPool._count
+    def interrupted(pool, *args):
+        if pool is e.cache.pool and next(calls) in (at, at + 1): signal.raise_signal(signal.SIGINT)
+        count(pool, *args)
+    monkeypatch.setattr(BlockPool, '_count', interrupted)
+    with pytest.raises(KeyboardInterrupt): [e.generate(PROMPTS, GREEDY) for _ in range(3)]
+    monkeypatch.setattr(BlockPool, '_count', count)
+    assert not e.has_work and [c.tokens for c in e.generate(PROMPTS, GREEDY)] == want
+    check_empty(e)
