@@ -256,9 +256,8 @@ def _shape(self: CudaRunner, singles: Sequence[Work], parts: Sequence[Work]) -> 
     "What these parts need"
     far = max(w.start + w.n for w in (*singles, *parts)) > FAR
     if not parts: return Shape(len(singles), far=far)
-    rows = triton.next_power_of_2(max(w.n for w in parts)*self.group)
-    large = rows >= 512 and self.cache.k.dtype == self.dtype and self.dtype.itemsize == 2 and self.cfg.head_dim <= 128 and not self.invariant
-    rows = 128 if large else min(64, max(16, rows))
+    most, like = max(w.n for w in parts)*self.group, self.cache.k.dtype == self.dtype and self.dtype.itemsize == 2
+    rows = 16 if most <= 16 else 128 if most > 256 and like and self.cfg.head_dim <= 128 and not self.invariant else 64
     tiles = sum(-(-w.n//max(1, rows//self.group)) for w in parts)
     return Shape(len(singles), sum(w.n for w in parts), sum(w.wants for w in parts), tiles, rows, far)
 

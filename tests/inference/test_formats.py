@@ -107,7 +107,7 @@ def test_desc_act_is_read(v2, tmp_path):
         assert all(gptq_weight(part, r, c, 0 if v2 else 1) == pytest.approx(float(w[r, c]), abs=1e-6) for r in range(0, w.shape[0], 5) for c in range(0, w.shape[1], 3))
     assert len(linears(back, OrderedW4)) == 14 and not linears(back, W4Linear) and torch.isfinite(back(IDS)).all()
 
-WRONG = [({'quant_method': 'fp8'}, "'fp8' is not implemented"), ({'bits': 8}, '8 bits'), ({'version': 'gemv'}, "'gemv'"), ({'quant_method': 'gptq', 'checkpoint_format': 'marlin'}, "'marlin'")]
+WRONG = [({'quant_method': 'fp8'}, "'fp8' is not implemented"), ({'bits': 8}, 'bits = 8'), ({'version': 'gemv'}, "'gemv'"), ({'quant_method': 'gptq', 'checkpoint_format': 'marlin'}, "'marlin'")]
 
 @pytest.mark.parametrize('changes, words', WRONG)
 def test_what_is_not_supported_is_named(changes, words, tmp_path):
