@@ -222,10 +222,10 @@ class RowParams:
     def settle(self) -> None:
         "Write all rows that wait, with one copy"
         if not self.waiting: return
-        wholes = np.array([(row, seed, p.top_k, len(written), p.min_tokens) for row, (p, seed, _, written) in self.waiting.items()], np.int64)
+        wholes = np.array([(row, seed % 2**64, p.top_k, len(written), p.min_tokens) for row, (p, seed, _, written) in self.waiting.items()], np.uint64)
         floats = np.array([(p.temperature, p.top_p, p.min_p, p.presence_penalty, p.frequency_penalty, p.repetition_penalty)
                            for p, *_ in self.waiting.values()], np.float32)
-        t = torch.from_numpy(np.concatenate([wholes, floats.view(np.int32)], 1))
+        t = torch.from_numpy(np.concatenate([wholes.view(np.int64), floats.view(np.int32)], 1))
         t = t.pin_memory().to(self.seed.device, non_blocking=True) if self.seed.is_cuda else t
         rows = t[:, 0]
         self.seed[rows], self.wholes[:, rows], self.allowed[rows] = t[:, 1], t[:, 2:5].T.int(), -1

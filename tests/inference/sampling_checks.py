@@ -94,6 +94,13 @@ def alone_or_together(device):
     s.position += 1
     assert s.sample(x, torch.arange(16, device=device).int()).tolist() != together
 
+def all_seeds(device):
+    "Every whole number of 64 bits is a seed; −1 and 2⁶⁴ − 1 are the same bits"
+    s, x = RowParams(4, 5000, device), torch.zeros(4, 5000, device=device)
+    for r, seed in enumerate((-2**63, 2**63 - 1, 2**64 - 1, -1)): s.put(r, Sampling(temperature=1., seed=seed), seed=0)
+    tokens = s.sample(x, torch.arange(4, device=device).int()).tolist()
+    assert tokens == sample_plain(x, range(4), s) and len(set(tokens)) == 3 and tokens[2] == tokens[3]
+
 def counts_on(device):
     "`advance` moves position and counts and keeps the last token; bad rows and padding stay as they are"
     s = RowParams(3, 50, device, ends=(4,))
@@ -129,7 +136,7 @@ def known_numbers(device):
     us = [uniform(s, p) for s in range(40) for p in range(50)]
     assert abs(sum(us)/2000 - .5) < .03 and len(set(us)) > 1990
 
-CHECKS = dict(same_tokens=same_tokens, no_options=no_options, alone_or_together=alone_or_together, counts_on=counts_on, right_distribution=right_distribution, known_numbers=known_numbers)
+CHECKS = dict(same_tokens=same_tokens, no_options=no_options, alone_or_together=alone_or_together, all_seeds=all_seeds, counts_on=counts_on, right_distribution=right_distribution, known_numbers=known_numbers)
 
 if __name__ == '__main__':
     for name, check in CHECKS.items():

@@ -6,7 +6,7 @@ from interpreted import assert_said, on_gpu
 from labkit.core.lm import Sampling
 from labkit.inference.sampling import BadSampling, adjust, check_sampling, choose, generator_for
 
-CHECKS, NAMES = Path(__file__).with_name('sampling_checks.py'), ('same_tokens', 'no_options', 'alone_or_together', 'counts_on', 'right_distribution', 'known_numbers')
+CHECKS, NAMES = Path(__file__).with_name('sampling_checks.py'), ('same_tokens', 'no_options', 'alone_or_together', 'all_seeds', 'counts_on', 'right_distribution', 'known_numbers')
 
 @pytest.mark.parametrize('name', NAMES)
 def test_kernel_interpreted(name): assert_said(f'{name} holds', CHECKS, 'cpu')
