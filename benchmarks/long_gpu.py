@@ -47,12 +47,12 @@ def prefill(engine, ids, a) -> dict:
         if not ends or done > ends[-1][0]: ends.append((done, round(time.perf_counter() - start, 4)))
     if done < len(ids): print(f'{a.seconds} s are over after {done} tokens'); engine.abort(id); engine.step()
     at = {n: next((s for d, s in ends if d >= n), None) for n in marks(a)}
-    return dict(tokens=done, seconds=ends[-1][1], tokens_per_s=round(done / ends[-1][1], 1), seconds_at=at, chunks=ends, reach=engine.reach(len(ids)))
+    return dict(tokens=done, seconds=ends[-1][1], tokens_per_s=round(done / ends[-1][1], 1), seconds_at=at, chunks=ends, reach=engine.scheduler.reach(len(ids)))
 
 @torch.no_grad()
 def pretend(engine, ids) -> None:
     "Make the engine believe that a prompt is in its cache: speed does not depend on what the numbers are"
-    table, reach = [], engine.reach(len(ids))
+    table, reach = [], engine.scheduler.reach(len(ids))
     engine.prefix.clear()
     engine.cache.grow(table, len(ids))
     engine.prefix.insert(ids, table, (None, reach) if reach else None)
