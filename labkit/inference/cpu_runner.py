@@ -178,13 +178,21 @@ def _compile(kinds: tuple[str, ...]) -> bytes:
     made = serve.overloads[signature]
     return made.fndesc.llvm_func_name.encode() + b'\n' + made.library.serialize_using_object_code()[2][0]
 
+def _kept(path: Path) -> bytes | None:
+    "What the file holds, if it is there and whole: damaged machine code would end the process"
+    data = path.read_bytes() if path.exists() else b''
+    return data[32:] if data[:32] == hashlib.sha256(data[32:]).digest() else None
+
+def _keep(path: Path, made: bytes):
+    try:
+        with replacing(path, 'wb') as f: f.write(hashlib.sha256(made).digest() + made)
+    except OSError as e: raise UserError(f"{path.parent}: the machine code of the CPU's step cannot be kept there: {e.strerror}; set NUMBA_CACHE_DIR to a folder that can be written to") from None
+
 @functools.cache
 def _load(kinds: tuple[str, ...]) -> tuple: # the function, what keeps it in memory, was it compiled now?
     path = _folder() / f'step-{_key(kinds)}.o'
-    if fresh := not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, 'wb') as f: f.write(_compile(kinds))
-    name, code = path.read_bytes().split(b'\n', 1)
+    if fresh := (made := _kept(path)) is None: _keep(path, made := _compile(kinds))
+    name, code = made.split(b'\n', 1)
     llvm.initialize_native_target(); llvm.initialize_native_asmprinter()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(''), llvm.Target.from_default_triple().create_target_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))

@@ -166,6 +166,15 @@ def test_machine_code_of_other_sources_or_arguments_is_another(tmp_path, monkeyp
     monkeypatch.setattr(cpu_linear, '__file__', str(changed))
     assert len(keys | {cpu._key(('int64:1',))}) == 3
 
+def test_only_whole_machine_code_is_taken_and_where_none_can_be_kept_it_is_said(tmp_path):
+    cpu._keep(tmp_path / 'a', b'code')
+    whole = (tmp_path / 'a').read_bytes()
+    assert cpu._kept(tmp_path / 'a') == b'code' and cpu._kept(tmp_path / 'b') is None
+    for damaged in (b'', whole[:20], whole[:-1], whole + b'x', b'x' + whole[1:]):
+        (tmp_path / 'a').write_bytes(damaged)
+        assert cpu._kept(tmp_path / 'a') is None
+    with pytest.raises(cpu.UserError, match='NUMBA_CACHE_DIR'): cpu._keep(tmp_path / 'a' / 'b', b'')
+
 def test_nan_stays_with_its_request():
     model = tiny()
     model.embed_tokens.weight[95] = float('nan')
