@@ -135,7 +135,7 @@ class Step:
     adapters: tuple[Adapter, ...]  # those in use
     index: Tensor                  # (N,) int32: whose each row is, as a place in `adapters`; −1: nobody's
     table: Tensor                  # (2, adapters) int32 first row and rank of each, for the kernels
-    parts: list[tuple]             # each: rows of the step, rows of the pools (U,), and a mask (N, U) that says which of these go with which
+    parts: list[tuple]             # each: rows of the step, rows of the pools (U,), and which of these go with which: a mask (N, U), or 1 for all
 
 @patch
 def plan(self: Adapters,
