@@ -12,7 +12,9 @@ from labkit.inference.cache import BlockPool
 from labkit.inference.engine import Engine, EngineSettings, PromptTooLong, replay
 from labkit.inference.formats import save_as
 from labkit.inference.quantize import quantize_model
-from labkit.inference.request import widest
+from labkit.inference.request import fewest
+from labkit.inference.backend import open_weights
+from labkit.core.device import pick_device
 from labkit.inference.score import pair_ids
 from labkit.model.checkpoint import save_model
 from engine_doubles import GREEDY, MODEL, PROMPTS, TOKENIZER, alone, check_empty, engine, run, tiny, write_adapter
@@ -214,18 +216,24 @@ def test_odd_values_of_a_quantization_are_named(folders, form, value):
 # ------------------------------------------------------------------------------------------------------------------ prompts that are far too long
 def test_a_prompt_that_is_far_too_long_is_refused_before_it_is_read():
     e, text = engine(), 'the cat sat on the mat. ' * 400_000                # 10 MB take more than ten seconds to become tokens
-    widest(TOKENIZER)
+    fewest('a', TOKENIZER)
     t = time.process_time()
     with pytest.raises(PromptTooLong, match='9,600,000 characters.*room for 96'): e.add(text, GREEDY)
     with pytest.raises(PromptTooLong, match='1000000 tokens.*room for 96'): e.add([1] * 1_000_000, GREEDY)
     assert time.process_time() - t < 1
 
 UNIGRAM = train_tokenizer(['hello world, the cat sat on the mat. 你好世界 日本語'] * 9, 300, 'unigram')
-@given(st.one_of(st.text(max_size=60), st.text(' \n\tab<|im_end|>', max_size=60), st.text('的你好e\u0301\u0302\u1100\u1161', max_size=40)))
-@hyp(max_examples=200, deadline=None)
-def test_no_token_stands_for_more_characters_than_the_bound_says(text):
-    for t in (TOKENIZER, UNIGRAM, NFC):
-        assert len(text) <= widest(t) * len(t.encode(text, special=True)) < math.inf
+@pytest.fixture(scope='module')
+def smollm2(): return open_weights('smollm2-135m-instruct', None, EngineSettings(), pick_device(RUN))[1]
+
+@given(st.one_of(st.text(max_size=60), st.text(' \n\tab<|im_end|>#=-\x04\x06', max_size=300), st.text('的你好e\u0301\u0302\u1100\u1161ΐι\u0308', max_size=40)))
+@hyp(max_examples=300, deadline=None)
+def test_a_text_has_no_fewer_tokens_than_the_bound_says(smollm2, text):
+    for t in (TOKENIZER, UNIGRAM, NFC, LACKS, smollm2): assert fewest(text, t) <= len(t.encode(text, special=True))
+
+def test_the_bound_says_something(smollm2):
+    for t in (TOKENIZER, UNIGRAM, NFC, LACKS, smollm2): assert fewest('the cat sat on the mat. ' * 1000, t) > 200
+    for c in '\x04\x06': assert fewest(c * 1000, smollm2) == 0                   # it has no token for them and drops them
 
 def changed(change):
     "TOKENIZER with something else in its file"
@@ -233,11 +241,11 @@ def changed(change):
     spec = json.loads(TOKENIZER.backend.to_str()); change(spec)
     return Tokenizer(Backend.from_str(json.dumps(spec)), '<|endoftext|>', '<|endoftext|>')
 
-NFC = changed(lambda s: s.update(normalizer=dict(type='NFC')))
+NFC, LACKS = changed(lambda s: s.update(normalizer=dict(type='NFC'))), changed(lambda s: s['model']['vocab'].pop('ġ'))
 
-@pytest.mark.parametrize('change', [lambda s: s.update(normalizer=dict(type='Strip', strip_left=True, strip_right=True)), lambda s: s['added_tokens'][2].update(rstrip=True), lambda s: s['model']['vocab'].pop('ġ'),
+@pytest.mark.parametrize('change', [lambda s: s.update(normalizer=dict(type='Strip', strip_left=True, strip_right=True)), lambda s: s['added_tokens'][2].update(rstrip=True),
                                     lambda s: s['pre_tokenizer']['pretokenizers'].insert(0, dict(type='WhitespaceSplit')), lambda s: s.update(normalizer=dict(type='Replace', pattern=dict(Regex=' +'), content=' '))])
-def test_where_text_may_vanish_nothing_is_refused_by_its_length(change): assert widest(changed(change)) == math.inf
+def test_where_text_may_vanish_nothing_is_refused_by_its_length(change): assert fewest('a' * 1000, changed(change)) == 0
 
 # ------------------------------------------------------------------------------------------------------------------ Ctrl-C in the middle of the books
 @pytest.mark.parametrize('at', [1, 2, 5, 9, 14, 20, 33, 47, 60, 77, 95])
