@@ -6,18 +6,19 @@ Docs: https://labkit.github.io/labkit/nbs/5_inference/exercises.html.md"""
 
 # %% auto #0
 __all__ = ['blocks_needed', 'kv_bytes', 'bits_per_weight', 'symmetric', 'running_moment', 'compensate', 'which_bits', 'awq_bytes',
-           'typical_p', 'gumbel_draw', 'trie_mask', 'acceptance', 'shortest_first', 'wanted_rows', 'gather',
-           'pick_backend', 'read_in_chunks', 'who_pays', 'block_hashes', 'least_loss', 'swap_or_recompute',
-           'gather_delta', 'speedup', 'my_heads', 'slowest_message', 'message_parts', 'obituary', 'pipeline_use',
-           'starts', 'merge_parts', 'kv_time', 'nibble_pair', 'parts_for', 'bucket', 'round_blocks', 'shares',
-           'calls_needed', 'longer_blocks', 'ntk_base', 'room_for', 'worth_keeping', 'tokens_for', 'shared_tokens',
-           'chunk_waits', 'two_orders']
+           'typical_p', 'temperature_for', 'whole_characters', 'misses', 'cut_ties', 'gumbel_draw', 'trie_mask',
+           'pack_mask', 'tree_tokens', 'acceptance', 'shortest_first', 'wanted_rows', 'gather', 'pick_backend',
+           'read_in_chunks', 'pick_answer', 'tokens_read', 'who_pays', 'block_hashes', 'least_loss',
+           'swap_or_recompute', 'gather_delta', 'speedup', 'ntk_base', 'room_for', 'worth_keeping', 'tokens_for',
+           'shared_tokens', 'chunk_waits', 'two_orders']
 
 # %% ../../nbs/5_inference/90_exercises.ipynb #9d5b41ee
-import math
+import math, re
 import torch
 from ..core.check import exercise
 from ..core.lm import Sampling
+from .machine_checks import (my_heads, slowest_message, message_parts, obituary, pipeline_use, best_micro, starts, norm_bytes, merge_parts,
+    kv_time, nibble_pair, parts_for, bucket, padding, round_blocks, shares, calls_needed, longer_blocks)
 from .scheduler import Request
 from ..model.config import ModelConfig
 from ..model.transformer import Transformer
@@ -110,6 +111,44 @@ def typical_p(f):
     assert f(p, 1.).all(), 'a threshold of 1 keeps everything'
 
 @exercise
+def temperature_for(f):
+    "The temperature at which scores (V,) have so many nats of entropy: `f(scores, entropy)`"
+    half = float(f(torch.tensor([.75, .25]).log(), -.9*math.log(.9) - .1*math.log(.1)))
+    assert abs(half - .5) < .005, f'3 to 1 becomes 9 to 1 at half the temperature, not at {half:.3f}'
+    x = 3*torch.randn(100, generator=torch.Generator().manual_seed(7))
+    for h in (.1, 2., 4.5):
+        got = float(torch.special.entr(torch.softmax(x/float(f(x, h)), 0)).sum())
+        assert abs(got - h) < 1e-3, f'asked for {h} nats, found {got:.4f}'
+
+@exercise
+def whole_characters(f):
+    "Bytes at the beginning that make whole characters: `f(data)`"
+    for text in ('hello', '你好', 'é🦊ß', ''):
+        for data in (text.encode()[:n] for n in range(len(text.encode()) + 1)):
+            want = len(data.decode(errors='ignore').encode())
+            assert (got := f(data)) == want, f'of {data!r} the first {want} bytes are whole characters, not {got}'
+
+@exercise
+def misses(f):
+    "Is a stop text overlooked where tokens are compared? `f(encode, text, stop)`"
+    encode = lambda text: re.findall(r'\.\n|\nUser|User|Fine|\.|\n|:', text)
+    assert f(encode, 'Fine\nUser:', '\nUser:') is False, 'the tokens of the stop text, \\nUser and :, stand in the text one behind the other'
+    assert f(encode, 'Fine.\nUser:', '\nUser:') is True, 'behind a full stop the line break is part of another token'
+    assert f(encode, '\nUser.\nUser:', '\nUser:') is True, 'both tokens occur, but not side by side'
+    assert f(encode, 'Fine.', '\nUser:') is False, 'what is not there cannot be overlooked'
+
+@exercise
+def cut_ties(f):
+    "The k largest of w (V,) without sorting, given the smallest that is kept; of equal ones the first: `f(w, k, threshold)` returns a mask"
+    for seed in range(5):
+        w = torch.randint(0, 6, (40,), generator=torch.Generator().manual_seed(seed)).float()
+        for k in (1, 7, 40):
+            q, i = w.sort(descending=True, stable=True)
+            keep = f(w, k, q[k - 1])
+            assert keep.sum() == k, f'{k} tokens should be kept, not {int(keep.sum())}'
+            assert keep[i[:k]].all(), 'of equal weights those with the smaller ids are kept'
+
+@exercise
 def gumbel_draw(f):
     "A draw as the largest of scores with Gumbel noise: `f(scores (V,), u (V,))` returns a token"
     p, g = torch.tensor([.5, .3, .15, .05]), torch.Generator().manual_seed(0)
@@ -127,6 +166,28 @@ def trie_mask(f):
     tried = []
     f(pieces, '', digits(tried))
     assert len(tried) <= 6, f'1, 12, 123, 1a, 9 and a are six beginnings; step was called {len(tried)} times'
+
+@exercise
+def pack_mask(f):
+    "A mask (V,) as int32 words, a bit for each token, the first one lowest: `f(allowed)`"
+    for n in (1, 32, 70):
+        allowed = torch.rand(n, generator=torch.Generator().manual_seed(n)) < .5
+        allowed[31:32] = True
+        words = f(allowed)
+        assert words.dtype == torch.int32 and len(words) == -(-n//32), f'{n} tokens are {-(-n//32)} words of int32'
+        bits = (words[:, None] >> torch.arange(32, dtype=torch.int32) & 1).flatten().bool()
+        assert bits[:n].equal(allowed), 'token t is bit t % 32 of word t // 32'
+        assert not bits[n:].any(), 'bits beyond the vocabulary are 0'
+
+@exercise
+def tree_tokens(f):
+    "Expected tokens of a step that checks a tree of guesses: `f(tree)`, a list of (chance, subtree)"
+    from labkit.inference.speculate import tokens_per_step
+    chain = lambda a, k: [(a, chain(a, k - 1))] if k else []
+    assert f([]) == 1, 'without a guess a step brings one token'
+    for k in (1, 4, 9): assert math.isclose(f(chain(.7, k)), tokens_per_step(.7, k)), f'a chain of {k} guesses brings what `tokens_per_step` says'
+    assert math.isclose(f([(.6, []), (.3, [])]), 1.9), 'two guesses for one place: at most one of them holds'
+    assert math.isclose(f([(.6, [(.6, []), (.3, [])]), (.3, [(.5, [])])]), 2.59), '1 + .6 + .6·.9 + .3 + .3·.5'
 
 @exercise
 def acceptance(f):
@@ -182,6 +243,26 @@ def read_in_chunks(f):
         assert torch.allclose(got.flatten(), want, atol=1e-4), f'with chunks of {size} the scores are not those of the whole prompt: where does each chunk start?'
 
 @exercise
+def pick_answer(f):
+    "The best answer by its log-probability, and by that for each byte: `f(log_probs, answers)`"
+    assert f([-3., -4.], ['Paris', 'Rome']) == (0, 0), '3 for 5 bytes against 4 for 4'
+    assert f([-5., -6.], ['Rome', 'the city of Paris']) == (0, 1), 'a long answer has more factors below 1: for each byte it is better here'
+    assert f([-4., -6.], ['Oslo', '里斯本']) == (0, 1), 'bytes, not characters: three Chinese ones have nine'
+
+@exercise
+def tokens_read(f):
+    "Tokens that go through the model, one by one and as a tree: `f(context, answers)` gets lengths"
+    from labkit.inference.runner import PagedCache, TorchRunner
+    from labkit.inference.score import Scorer
+    model = Transformer(ModelConfig(60, 32, 2, 2, 2, 64)).eval()
+    for context, answers in ((9, [3]), (40, [1, 2, 5, 3])):
+        runner, read = TorchRunner(model, cache := PagedCache(model.cfg, 32, 8)), []
+        Scorer(lambda work: read.extend(w.n for w in work) or runner(work), cache, lambda n: None)([(range(context), [range(a) for a in answers])])
+        plain, tree = f(context, answers)
+        assert plain == sum(context + a - 1 for a in answers), f'one by one, a context of {context} is read {len(answers)} times; the last token of an answer never'
+        assert tree == sum(read), f'the scorer reads {sum(read)} tokens of {context} and {answers}, not {tree}'
+
+@exercise
 def who_pays(f):
     "What a priority changes: `f(before, after)` gets the steps in which each request had a token"
     before = {0: [0, 1, 2], 1: [0, 1, 2, 3], 2: [3, 4]}
@@ -235,117 +316,6 @@ def speedup(f):
     assert abs(f(100, 2, 10) - 1000/120) < 1e-9, 'ten models of 100 bytes against one and ten adapters of 2'
     assert f(100, 2, 1000) < 50, 'with very many adapters their own bytes are the limit: 100/2'
 
-
-# %% ../../nbs/5_inference/90_exercises.ipynb #08343799
-@exercise
-def my_heads(f):
-    "Query heads of a rank"
-    assert list(f(8, 4, 0, 2)) == [0, 1, 2, 3], 'of 8 heads rank 0 of 2 has the first 4'
-    assert list(f(8, 4, 1, 2)) == [4, 5, 6, 7], 'of 8 heads rank 1 of 2 has the last 4'
-    assert [h for r in range(3) for h in f(9, 3, r, 3)] == list(range(9)), 'all ranks together have every head once'
-    assert list(f(32, 8, 3, 8)) == [12, 13, 14, 15], 'with one key/value head each, a rank has the query heads that use it'
-
-@exercise
-def slowest_message(f):
-    "Seconds a message may take: `f(weight_bytes, bandwidth, messages, ranks)`"
-    assert f(1e9, 1e12, 10, 1) == 0, 'one device has nothing to gain'
-    assert math.isclose(f(2e9, 1e12, 10, 2), 1e-4), 'two devices save 1 ms of 2, for ten messages'
-    assert math.isclose(f(8e9, 1e12, 70, 8), 1e-4), 'eight devices save seven eighths'
-
-@exercise
-def message_parts(f):
-    "Broadcasts of a message with so many bytes"
-    assert f(0) == 1 and f(4092) == 1, 'what fits beside the length goes in one'
-    assert f(4093) == 2 and f(10**6) == 2, 'the second one takes all that is left'
-
-@exercise
-def obituary(f):
-    "The first dead process and how it ended, from return codes"
-    assert f([None, None]) is None, 'all live'
-    assert f([None, -9, 1]) == (2, 'signal 9'), 'ranks count from 1 here, and the first dead one is named'
-    assert f([1]) == (1, 'code 1')
-    assert f([None, 0]) == (2, 'code 0'), 'a follower that has left is gone too'
-
-@exercise
-def pipeline_use(f):
-    "How busy the stages of a pipeline are"
-    assert abs(f(1, 5) - 1) < 1e-9, 'a single stage never waits'
-    assert abs(f(2, 1) - .5) < 1e-9, 'with one micro-batch two stages take turns'
-    assert abs(f(2, 4) - .8) < 1e-9, 'four micro-batches in two stages need five time slots'
-    assert abs(f(4, 12) - .8) < 1e-9, 'twelve in four stages need fifteen'
-
-
-# %% ../../nbs/5_inference/90_exercises.ipynb #32ccbc7a
-@exercise
-def starts(f):
-    "Share of a step that starting kernels takes: `f(kernels, each_us, floor_ms)`"
-    assert math.isclose(f(0, 2, 1.2), 0), 'no kernel, no start'
-    assert math.isclose(f(300, 2, 1.2), 1/3), 'microseconds and milliseconds: 0.6 ms of 1.8'
-
-@exercise
-def merge_parts(f):
-    "Outputs of parts of the keys (S, d) and their log-sum-exps (S,): the output over all keys"
-    s, v = torch.randn(12, generator=torch.Generator().manual_seed(4))*30, torch.randn(12, 5, generator=torch.Generator().manual_seed(5))
-    want, cuts = s.softmax(0) @ v, (slice(0, 3), slice(3, 4), slice(4, 12))
-    outs, lses = torch.stack([s[c].softmax(0) @ v[c] for c in cuts]), torch.stack([s[c].logsumexp(0) for c in cuts])
-    assert torch.allclose(f(outs, lses), want, atol=1e-5), 'each part counts as much as its sum of exponentials'
-    assert torch.isfinite(f(outs, lses + 500)).all(), 'large log-sum-exps must not overflow'
-
-@exercise
-def kv_time(f):
-    "Least seconds of attention in a decode step: `f(tokens, sequences, layers, key_heads, head_dim, bits, bandwidth)`"
-    assert math.isclose(f(2048, 64, 32, 32, 128, 16, 3e12), 2048*64*524_288/3e12), 'keys and values of all layers, read once'
-    assert math.isclose(f(2048, 64, 32, 32, 128, 8, 3e12), 2048*64*270_336/3e12), 'below 16 bits a scale and a minimum come with each head of each token'
-
-@exercise
-def nibble_pair(f):
-    "Two bfloat16 patterns in one word, from the lowest four bits of each half"
-    for a, b in ((0, 15), (7, 1), (12, 9)): assert f(0xabc0_def0 | a | b << 16) == 0x4300_4300 | a | b << 16, 'keep four bits of each half and put them under 0x4300'
-
-@exercise
-def parts_for(f):
-    "Parts of a sum, so that there are enough programs: `f(rows, tile, processors, each)`"
-    assert f(4096, 64, 132, 2) == 4, '64 tiles: four parts are 256 programs, within 264'
-    assert f(22016, 64, 132, 2) == 1, '344 tiles are more than enough'
-    assert f(64, 64, 132, 2) == 8, 'no more than 8 parts'
-
-@exercise
-def bucket(f):
-    "Size of graph for n requests: `f(n, most)`"
-    assert [f(n, 100) for n in (1, 2, 3, 9, 16)] == [1, 2, 4, 16, 16], 'powers of two up to 16'
-    assert [f(n, 100) for n in (17, 33, 97)] == [32, 48, 100], 'then multiples of 16, no more than most'
-
-@exercise
-def round_blocks(f):
-    "A vector in blocks of 32, rounded to 8 bits: (integers, scales)"
-    x = torch.cat([torch.linspace(-1, .5, 32), torch.zeros(32), torch.linspace(0, 254, 32)]).numpy()
-    q, scale = f(x)
-    assert (len(q), len(scale)) == (96, 3), 'an integer for each number, a scale for each 32'
-    assert abs(q).reshape(3, 32).max(1).tolist() == [127, 0, 127], 'the largest number of a block becomes 127 or −127, and zeros stay zeros'
-    assert abs(q.reshape(3, 32) * scale[:, None] - x.reshape(3, 32)).max() <= 1.001, 'no number may be off by more than half a step'
-
-@exercise
-def shares(f):
-    "Rows of each thread: `f(n, threads, unit)` gives (first, last) of all"
-    assert f(96, 2, 16) == [(0, 48), (48, 96)], 'six units, three for each'
-    assert f(112, 2, 16) == [(0, 48), (48, 112)], 'whole units only'
-    assert f(16, 3, 16)[-1] == (0, 16), 'one unit has one owner; the others get nothing'
-
-@exercise
-def calls_needed(f):
-    "Compiled steps for parts of these lengths, with room for `most` rows in each"
-    assert f([5], 16) == 1 and f([16, 1], 16) == 2
-    assert f([10, 10, 10, 2], 16) == 2, 'a part is cut where a step is full'
-
-@exercise
-def longer_blocks(f):
-    "Four bits in longer blocks: `f(w, size)` gives bits a weight and the root mean square of the error"
-    w = torch.randn(6, 256, generator=torch.Generator().manual_seed(6)).numpy()
-    for size, bits in ((32, 5), (64, 4.5), (128, 4.25)):
-        assert (got := f(w, size))[0] == bits, f'four bits, and 32 for each block of {size}: {bits}, not {got[0]}'
-        x = w.reshape(-1, size); low, step = x.min(1, keepdims=True), (x.max(1, keepdims=True) - x.min(1, keepdims=True)) / 15
-        want = (((x - low) / step).round() * step + low - x).std()
-        assert abs(float(got[1]) / want - 1) < .02, f'blocks of {size}: sixteen levels from the least to the largest err by {want:.4f}, not {float(got[1]):.4f}'
 
 # %% ../../nbs/5_inference/90_exercises.ipynb #72c4a9a9
 @exercise
