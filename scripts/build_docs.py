@@ -11,7 +11,7 @@ from smalldocs.config import load
 cfg = get_config()
 root, proc, out = cfg.config_path, cfg.config_path/'_proc', cfg.doc_path
 vendor = root/'.cache'/'vendor'
-packages = dict(katex='0.16.47', mermaid='11.17.2')
+katex = '0.16.47'
 skip = r'^[_.]|^(labkit|tests|scripts|benchmarks|runs|data_samples|node_modules|build|dist|.*\.egg-info)$'
 
 font_import = re.compile(r'@import\s*(?:url\()?\s*["\']?https://fonts\.googleapis[^"\')]*["\']?\s*\)?\s*;') # its address has semicolons of its own
@@ -29,34 +29,27 @@ class NbSite(site.Site):
     def warn(self, msg):
         if not msg.endswith('output-file is not read by smalldocs'): super().warn(msg)
 
-def fetch(name: str, version: str):
-    "One JavaScript package from npm, without maps and types"
-    subprocess.run(['npm', 'pack', f'{name}@{version}', '--silent'], cwd=vendor, check=True, stdout=subprocess.DEVNULL)
-    keep = lambda o: o.name.startswith('package/dist') and not o.name.endswith(('.map', '.ts')) and (name == 'katex' or 'esm.min' in o.name)
-    with tarfile.open(vendor/f'{name}-{version}.tgz') as t: t.extractall(vendor/name, [o for o in t if keep(o)], filter='data')
-
-def fetch_libraries() -> bool:
-    "KaTeX and mermaid, once, so that the site needs no CDN; False where npm can't bring them"
+def fetch_katex() -> bool:
+    "KaTeX from npm, without maps and types, once, so that the site needs no CDN; False where npm can't bring it"
+    if (vendor/'katex').exists(): return True
     vendor.mkdir(parents=True, exist_ok=True)
-    try:
-        for name, version in packages.items():
-            if not (vendor/name).exists(): fetch(name, version)
+    try: subprocess.run(['npm', 'pack', f'katex@{katex}', '--silent'], cwd=vendor, check=True, stdout=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError) as e:
-        print(f'formulas and diagrams will load from a CDN: npm could not bring {name} ({e})'); return False
+        print(f'formulas will load from a CDN: npm could not bring KaTeX ({e})'); return False
+    keep = lambda o: o.name.startswith('package/dist') and not o.name.endswith(('.map', '.ts'))
+    with tarfile.open(vendor/f'katex-{katex}.tgz') as t: t.extractall(vendor/'katex', [o for o in t if keep(o)], filter='data')
     return True
 
 def localise(page: Path, libs: Path):
-    "Point a page at its own copies of the libraries, and at no font server"
-    rel = './' + os.path.relpath(libs, page.parent)
-    s = page.read_text().replace(layout.KATEX, f'{rel}/katex').replace(layout.MERMAID, f'{rel}/mermaid/mermaid.esm.min.mjs')
-    s = s.replace("theme:document.documentElement.classList.contains('quarto-dark')?'dark':'default'", "theme:'neutral'")
+    "Point a page at its own copy of KaTeX, and at no font server"
+    s = page.read_text().replace(layout.KATEX, f'./{os.path.relpath(libs, page.parent)}/katex')
     page.write_text(re.sub(r'<link[^>]+fonts\.(googleapis|gstatic)\.com[^>]*>', '', s))
 
 def render_smalldocs():
     (s := NbSite(load(proc), quiet=True)).build()
-    if fetch_libraries():
+    if fetch_katex():
         libs = s.out/'site_libs'
-        for name in packages: shutil.copytree(vendor/name/'package'/'dist', libs/name, dirs_exist_ok=True)
+        shutil.copytree(vendor/'katex'/'package'/'dist', libs/'katex', dirs_exist_ok=True)
         for f in s.out.rglob('*.html'): localise(f, libs)
         for f in s.out.rglob('*.css'): f.write_text(font_import.sub('', f.read_text()))
     if bad := [w for w in s.warnings if 'ignored' not in w]: sys.exit('\n'.join(bad))

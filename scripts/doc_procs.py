@@ -7,10 +7,6 @@ _alert = re.compile(r'^> \[!(NOTE|TIP|IMPORTANT|WARNING|CAUTION)\][ \t]*(.*)\n((
 _comment = re.compile(r'(,?)[ \t]*# [^\n]*')
 _signature = re.compile(r'(```python\n)(.*?)(\n```)', flags=re.S)
 
-def mermaid(cell):
-    "JupyterLab and GitHub draw ```mermaid, Quarto draws ```{mermaid}"
-    if cell.cell_type == 'markdown': cell.source = re.sub(r'^```mermaid\s*$', '```{mermaid}', cell.source, flags=re.M)
-
 def alerts(cell):
     "A GitHub alert (`> [!TIP]`) becomes a Quarto callout"
     if cell.cell_type == 'markdown': cell.source = _alert.sub(_callout, cell.source)
