@@ -336,7 +336,7 @@ def _run(self: CudaRunner, work: Sequence[Work], sample: bool) -> tuple[Tensor, 
         g.graph.replay()
         out = g.out
     else: out = self._compute(flat.to(self.device, non_blocking=True), shape, sample)
-    self.seen.add(key)
+    if short: self.seen.add(key)
     one, more = iter(range(len(singles))), iter(range(shape.singles, len(out)))
     return out, [next(one if a else more) for w, a in zip(work, alone) for _ in range(w.wants)]
 
