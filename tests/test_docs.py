@@ -44,6 +44,10 @@ def broken(site: Path) -> list[str]:
 def test_internal_links_resolve(site):
     assert not (bad := broken(site.resolve())), '\n'.join(bad)
 
+def test_no_link_stands_on_a_page_as_it_was_written(site):
+    "A link around the name of a function becomes two"
+    assert not (bad := [p.name for p in site.rglob('*.html') if re.search(r'\]\([\w/.]*\.ipynb', p.read_text())]), bad
+
 def test_pages_need_no_other_server(site):
     for p in site.rglob('*.html'):
         if 'site_libs' not in p.parts: assert not (remote := Page(p).remote), (p, remote)
