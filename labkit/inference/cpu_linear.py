@@ -45,7 +45,9 @@ def op(b, name, *vs): return call(b, f'llvm.{name}.v{vs[0].type.count}f32', vs[0
 
 def tree(b, vs):
     "Sum of vectors, or of the lanes of one: first half and second half together, until one is left. The order that all sums have"
-    if not isinstance(vs, list): vs = [b.extract_element(vs, ir.Constant(I32, i)) for i in range(vs.type.count)]
+    if not isinstance(vs, list): # halves by shuffles: sums of single lanes may be put into another order where a function allows fast arithmetic
+        while (n := vs.type.count) > 2: vs = b.fadd(pick(b, vs, range(n // 2)), pick(b, vs, range(n // 2, n)))
+        vs = [b.extract_element(vs, ir.Constant(I32, i)) for i in range(2)]
     while len(vs) > 1: vs = [b.fadd(x, y) for x, y in zip(vs[:len(vs) // 2], vs[len(vs) // 2:])]
     return vs[0]
 
